@@ -1,0 +1,149 @@
+"""The pictures that a run leaves behind, drawn from its files alone."""
+
+import csv
+import json
+import textwrap
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
+
+from common import UserError
+from common.curriculum import find_exercise
+
+TRAIN, EVALUATION, BASELINE = "#4878a8", "#d1495b", "#555555"
+CLASSES = ("#4878a8", "#e8963a", "#5a9e6f", "#b05fa3", "#8c6d4f", "#d1495b", "#6fb7c4", "#a3a33c", "#777777", "#29335c")
+LABELS = {"all": "all samples", "test": "test set"}
+
+
+def plot_loss(out: Path, unit: str, log: str = "") -> None:
+    """Draw out/loss.png from out/metrics.csv and out/result.json: loss over steps and, where recorded, error rate.
+
+    `unit` names what the loss is measured in; `log` says which axes are logarithmic: "", "x", "y" or "xy". The training
+    loss of every batch is faint with a smoothed line over it, evaluations are points, the baselines are dashed lines.
+    Raises UserError where the picture cannot be written.
+    """
+    series = _read_metrics(out / "metrics.csv")
+    result = _read_result(out)
+    names = [name for name in ("loss", "accuracy") if any(name == metric for _, metric in series)]
+    figure = Figure(figsize=(7 * len(names), 5), dpi=120, layout="constrained")
+    for ax, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names):
+        for (split, metric), (steps, values) in series.items():
+            if metric == name:
+                _draw_split(ax, split, steps, 100 * (1 - values) if name == "accuracy" else values)
+        if name == "loss":
+            _draw_baselines(ax, result["baselines"])
+            ax.set_ylabel(f"loss ({unit})")
+            ax.set_yscale("log" if "y" in log else "linear")
+        else:
+            ax.set_ylabel("error (% of samples)")
+            if all(values.max() < 1 for (_, metric), (_, values) in series.items() if metric == name):
+                ax.set_yscale("log")  # which has no place for an error of 0
+                ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                ax.yaxis.set_major_formatter("{x:g}")
+                ax.yaxis.set_minor_formatter(NullFormatter())
+        if "x" in log:
+            ax.set_xscale("symlog", linthresh=1)  # logarithmic, but with a place for step 0
+            ax.set_xlim(left=0)
+            ax.xaxis.set_major_formatter("{x:g}")
+        ax.set_xlabel(f"steps of gradient descent ({result['config'].get('batch_size', '?')} samples each)")
+        ax.grid(alpha=0.25)
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.legend(frameon=False)
+    figure.suptitle(_title(result, width=70 * len(names)), fontsize=11)
+    _save(figure, out / "loss.png")
+
+
+def plot_regions(out: Path, predict, x: np.ndarray, y: np.ndarray) -> None:
+    """Draw out/regions.png: the class that `predict` gives to every place of the plane, some samples x (N, D) on top.
+
+    `predict` maps points (M, D) to classes (M,). The plane is that of the first two features, the others are 0 there.
+    """
+    result = _read_result(out)
+    x, y = np.asarray(x[:1500]), np.asarray(y[:1500])
+    reach = np.abs(x[:, :2]).max() * 1.05
+    axis = np.linspace(-reach, reach, 400)
+    plane = np.zeros((axis.size**2, x.shape[1]))  # (M, D)
+    plane[:, 0], plane[:, 1] = (grid.ravel() for grid in np.meshgrid(axis, axis))
+    classes = np.asarray(predict(plane)).reshape(axis.size, axis.size)
+
+    figure = Figure(figsize=(6, 6), dpi=120, layout="constrained")
+    ax = figure.subplots()
+    levels = np.arange(classes.max() + 2) - 0.5
+    colors = [CLASSES[k % len(CLASSES)] for k in range(len(levels) - 1)]
+    ax.contourf(axis, axis, classes, levels, colors=colors, alpha=0.3)
+    ax.scatter(x[:, 0], x[:, 1], s=6, c=[CLASSES[k % len(CLASSES)] for k in y])
+    ax.set(
+        aspect="equal",
+        xlabel="feature 0 (standard deviations)",
+        ylabel="feature 1 (standard deviations)",
+        title="\n".join(textwrap.wrap(_final(result), 56)),
+    )
+    _save(figure, out / "regions.png")
+
+
+def _draw_split(ax, split: str, steps: np.ndarray, values: np.ndarray) -> None:
+    if split != "train":
+        label = LABELS.get(split, split)
+        ax.plot(steps, values, "o-", color=EVALUATION, markersize=3, linewidth=1.2, label=label, zorder=3)
+        return
+    width = max(1, len(values) // 100)
+    ax.plot(steps, values, color=TRAIN, alpha=0.25, linewidth=0.6, label="training batch")
+    smooth = _moving_average(values, width)
+    ax.plot(steps, smooth, color=TRAIN, linewidth=1.6, label=f"mean of up to {width} batches")
+
+
+def _draw_baselines(ax, baselines: dict[str, float]) -> None:
+    # The first, which a run must beat, has room at the right, where the loss is low; floors have it at the left.
+    for number, (label, value) in enumerate(baselines.items()):
+        ax.axhline(value, color=BASELINE, linestyle="--", linewidth=1)
+        ax.annotate(
+            f"{label}: {value:.4g}",
+            (0.01 if number else 0.99, value),
+            xycoords=ax.get_yaxis_transform(),
+            xytext=(0, 3),
+            textcoords="offset points",
+            ha="left" if number else "right",
+            fontsize=9,
+            color=BASELINE,
+        )
+
+
+def _moving_average(values: np.ndarray, width: int) -> np.ndarray:
+    """Return the mean (N,) of each value and some before it: a tenth of them all, but at most `width` - 1."""
+    count = np.arange(len(values))
+    last = count + 1
+    first = last - np.minimum(width, 1 + count // 10)
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    return (total[last] - total[first]) / (last - first)
+
+
+def _title(result: dict, width: int) -> str:
+    exercise = find_exercise(result["exercise"])
+    head = f"Exercise {exercise.number}: {exercise.sentence}" if exercise else result["exercise"]
+    return "\n".join([*textwrap.wrap(head, width), f"seed {result['seed']}: {_final(result)}"])
+
+
+def _final(result: dict) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in result["metrics"].items())
+
+
+def _read_result(out: Path) -> dict:
+    return json.loads((out / "result.json").read_text(encoding="utf-8"))
+
+
+def _read_metrics(path: Path) -> dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]:
+    """Return steps and values, by split and name of the metric."""
+    series: dict[tuple[str, str], list[tuple[int, float]]] = {}
+    with open(path, newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            series.setdefault((row["split"], row["metric"]), []).append((int(row["step"]), float(row["value"])))
+    return {key: tuple(np.array(column) for column in zip(*rows)) for key, rows in series.items()}
+
+
+def _save(figure: Figure, path: Path) -> None:
+    try:
+        figure.savefig(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror or error}): metrics.csv beside it is whole") from None

@@ -1,0 +1,227 @@
+"""What a run leaves behind: metrics.csv, result.json, the progress on the screen. The training loop is not in here."""
+
+import dataclasses
+import importlib.metadata
+import inspect
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from common import UserError
+from common.curriculum import ROOT
+
+DRY_RUN_STEPS = 3
+PROGRESS_LINES = 20  # printed by a whole run when the output is not a terminal
+RUN_FILES = ("metrics.csv", "result.json", "loss.png", "samples.txt")  # a run starts these anew
+LARGEST = float(np.finfo(np.float32).max)  # 3.4e38
+LIBRARIES = ("numpy", "torch", "jax", "optax", "datasets", "tiktoken")
+
+
+class Run:
+    """One training run: `with Run(config, baselines) as run:` opens `config.out` and keeps what `record` is told.
+
+    `config` is the exercise's dataclass, with the fields `seed`, `out` and `dry_run`. `baselines` are losses that
+    need no training, by name; the first is the one that the run must beat. `device` goes into result.json.
+    """
+
+    def __init__(self, config, baselines: dict[str, float], device="cpu"):
+        self.config = config
+        self.baselines = {name: float(value) for name, value in baselines.items()}
+        self.device = str(device)
+        self.exercise = Path(inspect.getfile(type(config))).resolve().parent
+        self.latest: dict[str, float] = {}  # the newest value of each metric, for the progress line
+
+    def __enter__(self) -> "Run":
+        out = self.config.out
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            for name in RUN_FILES:
+                (out / name).unlink(missing_ok=True)
+            # Unbuffered: a row is on its way to the disk as soon as it is recorded, and a full disk is noticed at once.
+            self._csv = open(out / "metrics.csv", "wb", buffering=0)
+        except OSError as error:
+            raise UserError(
+                f"cannot write to the folder {out} ({_reason(error)}): choose another with --out DIR"
+            ) from None
+        self._csv_bytes = 0  # length of the whole rows in the file
+        self._write_csv("step,split,metric,value\n")
+        self._bar = None
+        self._numpy_errors = np.seterr(over="ignore", invalid="ignore")  # record() says it, once and more clearly
+        print("baselines: " + ", ".join(f"{name} {value:.4g}" for name, value in self.baselines.items()), flush=True)
+        self._start = time.perf_counter()
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        np.seterr(**self._numpy_errors)
+        self._csv.close()
+        if self._bar is not None:
+            self._bar.close()
+        if kind is KeyboardInterrupt:
+            print(f"interrupted: what was recorded so far is in {self.config.out / 'metrics.csv'}", file=sys.stderr)
+
+    def steps(self, total: int) -> Iterator[int]:
+        """Yield 0, 1, …, total - 1, the number of updates already made, and show the progress; a dry run stops at 3."""
+        total = min(total, DRY_RUN_STEPS) if self.config.dry_run else total
+        on_terminal = sys.stdout.isatty()
+        self._bar = tqdm(range(total), unit=" steps", dynamic_ncols=True, disable=not on_terminal)
+        shown = 0.0
+        for step in self._bar:
+            yield step
+            if on_terminal and time.perf_counter() - shown > 0.2:
+                shown = time.perf_counter()
+                self._bar.set_postfix_str(self._progress(), refresh=False)
+            elif not on_terminal and (step + 1) * PROGRESS_LINES // total > step * PROGRESS_LINES // total:
+                print(f"step {step + 1:{len(str(total))}d}/{total}  {self._progress()}", flush=True)
+
+    def record(self, step: int, split: str, **metrics: float) -> None:
+        """Append one row a metric to metrics.csv: `step` is the number of updates made before it was measured.
+
+        Raises UserError where a value is not finite (that row is not written) or where the disk takes no more.
+        """
+        values = {name: float(value) for name, value in metrics.items()}
+        for name, value in values.items():
+            if not math.isfinite(value):
+                rate = getattr(self.config, "learning_rate", None)
+                raise UserError(
+                    f"{split} {name} is {value} at step {step} with learning rate {rate}: lower --learning-rate"
+                )
+            self.latest[f"{split} {name}"] = value
+        self._write_csv("".join(f"{step},{split},{name},{value!r}\n" for name, value in values.items()))
+
+    def finish(self, **metrics: float) -> dict[str, float]:
+        """Write result.json with the final metrics, print the result line, return the metrics."""
+        seconds = time.perf_counter() - self._start
+        metrics = {name: float(value) for name, value in metrics.items()}
+        result = {
+            "exercise": self.exercise.name,
+            "seed": self.config.seed,
+            "config": {name: _portable(value) for name, value in dataclasses.asdict(self.config).items()},
+            "metrics": metrics,
+            "baselines": self.baselines,
+            "seconds": round(seconds, 3),
+            "device": _describe(self.device),
+            "versions": _versions(),
+            "commit": _commit(self.exercise),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        path = self.config.out / "result.json"
+        try:
+            path.with_suffix(".tmp").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+            os.replace(path.with_suffix(".tmp"), path)
+        except OSError as error:
+            raise UserError(
+                f"cannot write {path} ({_reason(error)}): metrics.csv beside it is whole; make room"
+            ) from None
+        if self._bar is not None:
+            self._bar.close()
+        shown = " ".join(f"{name}={value:.4g}" for name, value in metrics.items())
+        print(f"result: {shown} seconds={seconds:.1f}", flush=True)
+        return metrics
+
+    def _progress(self) -> str:
+        return "  ".join(f"{name} {value:.4g}" for name, value in self.latest.items())
+
+    def _write_csv(self, rows: str) -> None:
+        data = rows.encode()
+        try:
+            if self._csv.write(data) < len(data):
+                raise OSError("the disk is full")
+        except OSError as error:
+            self._csv.truncate(self._csv_bytes)  # half a row would spoil the file for whoever reads it
+            path = self.config.out / "metrics.csv"
+            raise UserError(
+                f"cannot write to {path} ({_reason(error)}): every row up to here is kept; make room, or choose "
+                "another folder with --out DIR"
+            ) from None
+        self._csv_bytes += len(data)
+
+
+@contextmanager
+def clean_exit() -> Iterator[None]:
+    """End the program with one sentence and exit code 1 where the user can mend it, with exit code 130 on Ctrl-C."""
+    try:
+        yield
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except (MemoryError, RuntimeError) as error:  # torch's and JAX's own are RuntimeErrors
+        if not isinstance(error, MemoryError) and "memory" not in str(error):
+            raise
+        sys.exit(f"error: out of memory ({str(error).splitlines()[0]}): lower the sizes, --batch-size first")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def check_config(config, **least: float) -> None:
+    """Raise ValueError, which the command line shows as one sentence, unless every number in the config is in range.
+
+    A number must be above 0, or at least `least[name]` where that is given, and fit into float32; a seed must not be
+    negative.
+    """
+    for name, value in vars(config).items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        flag, least_value = "--" + name.replace("_", "-"), {"seed": 0, **least}.get(name)
+        if least_value is None and not 0 < value <= LARGEST:
+            raise ValueError(f"{flag} must be above 0 and at most {LARGEST:.2g}, not {value}")
+        if least_value is not None and not least_value <= value <= LARGEST:
+            raise ValueError(f"{flag} must be at least {least_value} and at most {LARGEST:.2g}, not {value}")
+
+
+def torch_device(name: str):
+    """Return the torch.device that a --device flag names; "auto" is the GPU where there is one.
+
+    Raises UserError where this machine has no such device.
+    """
+    import torch
+
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(device for device in present if present[device])
+    if not present[name]:
+        raise UserError(f"--device {name}: torch finds no such device on this machine; use --device cpu, or auto")
+    return torch.device(name)
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)
+
+
+def _portable(value):
+    """Return a config value that is the same on every machine: paths relative to the checkout, or the name alone."""
+    if not isinstance(value, Path):
+        return value
+    path = value.resolve()
+    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
+
+
+def _describe(device: str) -> str:
+    if device.startswith("cuda"):
+        import torch
+
+        return f"cuda, {torch.cuda.get_device_name()}"
+    return f"{device}, {os.cpu_count()} cores, {platform.machine()}"
+
+
+def _versions() -> dict[str, str]:
+    loaded = [name for name in LIBRARIES if name in sys.modules]
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in loaded}
+
+
+def _commit(folder: Path) -> str | None:
+    """Return the git commit of `folder`, with "-dirty" behind it where tracked files were changed; None outside git."""
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip() or None
+    except (OSError, subprocess.TimeoutExpired):
+        return None
