@@ -1,0 +1,123 @@
+"""Exercise 3: "Linear regression where input is a vector."
+
+Changes from ex02:
+- An input is a vector of D numbers and so is the weight; their product w x becomes the dot product x @ w.
+- Whitening also takes out the correlations between the D numbers, which would slow gradient descent down.
+
+    python ex03_vector_regression/train.py
+
+Ends within 1 % of the noise floor; two seconds.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+
+from common.plotting import plot_loss
+from common.record import Run, check_config, clean_exit
+
+
+@dataclass
+class Config:
+    num_samples: int = 100_000  # size of the training set, N
+    num_features: int = 10  # numbers in an input, D
+    noise: float = 0.1  # standard deviation of the noise on the targets
+    batch_size: int = 500  # samples per step, B
+    steps: int = 1_000  # updates of the parameters (200 of them see every sample once)
+    learning_rate: float = 0.1  # step size of SGD
+    eval_every: int = 10  # steps between two evaluations on all samples
+    seed: int = 0  # of everything that is drawn at random
+    out: Path = Path(__file__).parent / "out"  # folder for what the run writes
+    dry_run: bool = False  # three steps only, to see that everything works
+
+    def __post_init__(self):
+        check_config(self, num_features=2)
+        if self.batch_size > self.num_samples:
+            raise ValueError(f"--batch-size {self.batch_size} is more than the {self.num_samples} samples there are")
+
+
+def whiten(x):
+    """Return x (N, D) shifted to mean 0 and scaled along its principal axes, so that its covariance is the identity."""
+    variances, axes = np.linalg.eigh(np.cov(x.T))  # (D,), (D, D) whose columns are the axes
+    return (x - x.mean(0)) @ axes / np.sqrt(variances)
+
+
+def make_data(config, rng):
+    """Return inputs x, targets y, and the truth: what a model that knew the parameters behind y would answer."""
+    mixing = rng.normal(0.0, 1.0, (config.num_features, config.num_features))  # (D, D) makes the features correlated
+    x = whiten(rng.uniform(0.0, 100.0, (config.num_samples, config.num_features)) @ mixing)  # (N, D)
+    truth = x @ rng.normal(0.0, 3.0, config.num_features) + 2.0  # (N,)
+    y = truth + rng.normal(0.0, config.noise, config.num_samples)  # (N,)
+    return torch.from_numpy(x), torch.from_numpy(y), torch.from_numpy(truth)
+
+
+def batches(rng, n, batch_size):
+    """Yield the indices (B,) of one minibatch after another, for ever; every epoch is a new shuffle of 0, …, n - 1."""
+    while True:
+        order = rng.permutation(n)  # (n,)
+        for start in range(0, n - batch_size + 1, batch_size):
+            yield order[start : start + batch_size]  # (B,)
+
+
+def init_params(config):
+    """Return the parameters to start from: weight and bias, both zero."""
+    w = torch.zeros(config.num_features, requires_grad=True)  # (D,)
+    b = torch.zeros((), requires_grad=True)  # ()
+    return [w, b]
+
+
+def forward(params, x):
+    """Return the model's answer to a batch of inputs x (B, D)."""
+    w, b = params
+    return x @ w + b  # (B,)
+
+
+def loss_fn(prediction, y):
+    """Return the mean squared error () of predictions (B,) against targets y (B,)."""
+    assert prediction.shape == y.shape
+    return ((prediction - y) ** 2).mean()  # ()
+
+
+@torch.no_grad()
+def evaluate(model, x, y):
+    """Return what is measured of the model on the samples x, y, by name."""
+    return {"loss": loss_fn(model(x), y).item()}
+
+
+def main(config: Config) -> dict[str, float]:
+    rng = np.random.default_rng(config.seed)
+    torch.manual_seed(config.seed)  # for what torch itself draws at random
+    torch.set_default_dtype(torch.float64)  # numpy's precision, so that the losses can be compared
+    x, y, truth = make_data(config, rng)
+    print(f"data: inputs {tuple(x.shape)}, targets {tuple(y.shape)} with mean {y.mean():.3f} ± {y.std():.3f}")
+    # The loss of the truth is as low as it gets: on fresh samples no model can do better.
+    baselines = {"predict the mean": ((y - y.mean()) ** 2).mean(), "noise floor": loss_fn(truth, y)}
+
+    minibatches = ((x[index], y[index]) for index in batches(rng, len(x), config.batch_size))
+    params = init_params(config)
+    model = partial(forward, params)  # model(x) is forward(params, x)
+    with Run(config, baselines) as run:
+        for step, (x_batch, y_batch) in zip(run.steps(config.steps), minibatches):
+            if step % config.eval_every == 0:
+                run.record(step, "all", **evaluate(model, x, y))
+            loss = loss_fn(model(x_batch), y_batch)  # ()
+            run.record(step, "train", loss=loss.item())
+            loss.backward()  # sets the grad of every param to dL/dparam
+            with torch.no_grad():  # the update is no part of what is derived
+                for param in params:
+                    param -= config.learning_rate * param.grad
+                    param.grad = None  # else the next backward() would add to it
+        final = evaluate(model, x, y)
+        run.record(step + 1, "all", **final)
+        metrics = run.finish(**final)
+    plot_loss(config.out, "mean squared error", log="xy")
+    return metrics
+
+
+if __name__ == "__main__":
+    with clean_exit():
+        main(tyro.cli(Config, description=__doc__))
