@@ -1,0 +1,117 @@
+"""Exercise 7: "Still just classification on vector inputs, but now on MNIST. (Flatten each input into a vector.)" And
+from here on: "measure & plot the test-set loss, in addition to the train set".
+
+Changes from ex06:
+- The data are 60,000 photographs of handwritten digits, flattened into vectors of 784 pixels.
+- What counts is measured on 10,000 other digits, which are never trained on: the test set.
+- float32 instead of float64, and a GPU where there is one: from here on it is the speed that counts.
+
+    python ex07_mnist_mlp/train.py
+
+98.3 % of the test digits right, in twenty seconds on two CPU cores.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import tyro
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from common import UserError, data
+from common.plotting import plot_loss
+from common.record import Run, check_config, clean_exit, torch_device
+
+
+@dataclass
+class Config:
+    layers: int = 3  # linear maps one after another
+    hidden: int = 256  # width of each hidden layer
+    batch_size: int = 128  # images per step, B
+    steps: int = 9_360  # updates of the parameters (468 of them see every image once: 20 epochs)
+    learning_rate: float = 0.2  # step size of SGD
+    eval_every: int = 100  # steps between two evaluations on the test set
+    seed: int = 0  # of everything that is drawn at random
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # where to compute; auto is a GPU where there is one
+    out: Path = Path(__file__).parent / "out"  # folder for what the run writes
+    dry_run: bool = False  # three steps only, to see that everything works
+
+    def __post_init__(self):
+        check_config(self)
+
+
+def make_data(config, device):
+    """Return inputs (N, D) and classes (N,) of the training set, then those of the test set."""
+    tensors = []
+    for images, labels in data.mnist(config.dry_run):  # (N, H, W), (N,) of uint8
+        x = (torch.from_numpy(images) / 255 - 0.1307) / 0.3081  # mean and standard deviation of the training pixels
+        tensors += [x.flatten(1).to(device), torch.from_numpy(labels).long().to(device)]  # (N, D), (N,)
+    return tensors
+
+
+def batches(rng, n, batch_size):
+    """Yield the indices (B,) of one minibatch after another, for ever; every epoch is a new shuffle of 0, …, n - 1."""
+    while True:
+        order = rng.permutation(n)  # (n,)
+        for start in range(0, n - batch_size + 1, batch_size):
+            yield order[start : start + batch_size]  # (B,)
+
+
+class MLP(nn.Sequential):
+    """Linear layers with a ReLU between each two: inputs (B, D) to logits (B, K)."""
+
+    def __init__(self, config):
+        widths = [784] + [config.hidden] * (config.layers - 1) + [10]
+        layers = []
+        for fan_in, fan_out in pairwise(widths):
+            layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
+        super().__init__(*layers[:-1])
+
+
+loss_fn = F.cross_entropy  # logits (B, K), classes (B,): the mean over the batch ()
+
+
+@torch.no_grad()
+def evaluate(model, x, y):
+    """Return what is measured of the model on the samples x, y, by name."""
+    logits = model(x)  # (N, K)
+    assert logits.shape[:-1] == y.shape
+    return {"loss": loss_fn(logits, y).item(), "accuracy": (logits.argmax(1) == y).float().mean().item()}
+
+
+def main(config: Config) -> dict[str, float]:
+    rng = np.random.default_rng(config.seed)
+    torch.manual_seed(config.seed)  # for what torch itself draws at random
+    device = torch_device(config.device)
+    x, y, x_test, y_test = make_data(config, device)
+    if config.batch_size > len(x):
+        raise UserError(f"--batch-size {config.batch_size} is more than the {len(x)} images there are")
+    print(f"data: training {tuple(x.shape)}, test {tuple(x_test.shape)}; images of each class {np.bincount(y.cpu())}")
+
+    minibatches = DataLoader(TensorDataset(x, y), sampler=batches(rng, len(x), config.batch_size), batch_size=None)
+    model = MLP(config).to(device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=config.learning_rate)
+    with Run(config, {"ln 10": np.log(10)}, device) as run:
+        for step, (x_batch, y_batch) in zip(run.steps(config.steps), minibatches):
+            if step % config.eval_every == 0:
+                run.record(step, "test", **evaluate(model, x_test, y_test))
+            loss = loss_fn(model(x_batch), y_batch)  # ()
+            run.record(step, "train", loss=loss.item())
+            loss.backward()  # sets the grad of every param to dL/dparam
+            optimizer.step()
+            optimizer.zero_grad()
+        test = evaluate(model, x_test, y_test)
+        run.record(step + 1, "test", **test)
+        metrics = run.finish(test_loss=test["loss"], test_accuracy=test["accuracy"])
+    plot_loss(config.out, "nats per image", log="y")
+    return metrics
+
+
+if __name__ == "__main__":
+    with clean_exit():
+        main(tyro.cli(Config, description=__doc__))
