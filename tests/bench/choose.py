@@ -1,0 +1,59 @@
+"""Compare settings of an MNIST exercise on validation images, so that none is chosen on the test set.
+
+    python tests/bench/choose.py 7 hidden=256 "hidden=512 learning-rate=0.05" --seeds 3
+
+Trains the exercise's own main() with each string of flags on the first 54,000 training images, and prints the accuracy
+on the other 6,000 (last evaluation, mean ± standard deviation over seeds) and the seconds a run. The test set stays
+out of it.
+"""
+
+import contextlib
+import io
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tyro
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from helpers import load
+
+from common import data
+from common.record import clean_exit
+
+
+@dataclass
+class Config:
+    exercise: tyro.conf.Positional[int]  # number of the exercise
+    settings: tyro.conf.Positional[tuple[str, ...]] = ("",)  # each a string of that exercise's flags, as flag=value
+    seeds: int = 3  # runs of each setting, with seeds 0, 1, …
+    held_out: int = 6_000  # last training images, kept for validation
+
+
+def main(config: Config) -> None:
+    module = load(config.exercise)
+    (images, labels), _ = data.mnist()
+    train = images[: -config.held_out], labels[: -config.held_out]
+    validation = images[-config.held_out :], labels[-config.held_out :]
+    data.mnist = lambda dry_run=False: (train, validation)  # what the exercise takes for the test set
+    for setting in config.settings:
+        results = []
+        for seed in range(config.seeds):
+            with tempfile.TemporaryDirectory() as out, contextlib.redirect_stdout(io.StringIO()) as log:
+                flags = [*setting.split(), f"seed={seed}", f"out={out}"]
+                metrics = module.main(tyro.cli(module.Config, args=["--" + flag for flag in flags]))
+            seconds = float(log.getvalue().split("seconds=")[-1])
+            results.append((100 * metrics["test_accuracy"], metrics["test_loss"], seconds))
+        (accuracy, loss, seconds), deviation = np.mean(results, axis=0), np.std(results, axis=0, ddof=config.seeds > 1)
+        print(
+            f"{setting or '(defaults)':60s} validation accuracy {accuracy:.2f} ± {deviation[0]:.2f} %, "
+            f"loss {loss:.4f}, {seconds:.1f} s",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    with clean_exit():
+        main(tyro.cli(Config, description=__doc__))

@@ -1,0 +1,39 @@
+"""Set-up of all tests: one thread each, nothing carried from one test to the next, real data or a reason."""
+
+import os
+
+# Before torch is imported: the tests share the cores, and one thread gives the same numbers every time.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import pytest
+import torch
+
+from common import data
+
+
+@pytest.fixture(autouse=True)
+def _default_dtype():
+    """Take back what an exercise's main() sets for its whole process."""
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(scope="session")
+def mnist():
+    """Return the real MNIST, from data/ or downloaded; with neither the test is skipped, or fails if it must not."""
+    return _require(data.mnist)
+
+
+@pytest.fixture(scope="session")
+def shakespeare():
+    """Return the real Tiny Shakespeare, likewise."""
+    return _require(data.shakespeare)
+
+
+def _require(read):
+    try:
+        return read()
+    except data.DataError as error:
+        if os.environ.get("RAMPUP_REQUIRE_DATA"):
+            pytest.fail(f"RAMPUP_REQUIRE_DATA is set, but {error}")
+        pytest.skip(str(error))

@@ -1,0 +1,45 @@
+"""What the tests and the benches share."""
+
+import csv
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from common.curriculum import EXERCISES, ROOT, find_exercise
+
+BUILT = [exercise for exercise in EXERCISES if (ROOT / exercise.folder / "train.py").exists()]
+
+
+def train_py(number: int) -> Path:
+    """Return the path of an exercise's train.py."""
+    return ROOT / find_exercise(number).folder / "train.py"
+
+
+def load(number: int) -> ModuleType:
+    """Return the train.py of an exercise as a module of its own, loaded anew."""
+    name = find_exercise(number).folder
+    spec = importlib.util.spec_from_file_location(name, train_py(number))
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up there
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(number: int, *flags: object, **options) -> subprocess.CompletedProcess:
+    """Run an exercise as a user does, in a process of its own, and return what it printed and its exit code."""
+    command = [sys.executable, train_py(number), *map(str, flags)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
+
+
+def read_metrics(out: Path) -> dict[tuple[str, str], dict[int, float]]:
+    """Return the values of a run's metrics.csv by step, by (split, metric); fails where a line is not whole."""
+    text = (out / "metrics.csv").read_text()
+    assert text.endswith("\n")
+    series: dict[tuple[str, str], dict[int, float]] = {}
+    for row in csv.DictReader(text.splitlines(), strict=True):
+        assert None not in row
+        assert None not in row.values()
+        series.setdefault((row["split"], row["metric"]), {})[int(row["step"])] = float(row["value"])
+    return series

@@ -1,0 +1,108 @@
+"""The course as a whole: the tree, the size of each step, what stays the same from folder to folder."""
+
+import ast
+import re
+
+import pytest
+from helpers import BUILT, train_py
+
+from common.curriculum import EXERCISES, ROOT, changed_lines, find_exercise
+
+STEPS = [exercise for exercise in BUILT if exercise.parent]
+
+
+def test_tree():
+    assert [exercise.number for exercise in EXERCISES] == list(range(1, 18))
+    assert all(exercise.folder.startswith(f"ex{exercise.number:02d}_") for exercise in EXERCISES)
+    parents = {exercise.number: exercise.parent for exercise in EXERCISES}
+    assert parents == {1: None, **{n: n - 1 for n in range(2, 18)}, 11: 7, 14: 10, 16: 13}
+
+
+def test_find_exercise():
+    assert find_exercise(7).folder == "ex07_mnist_mlp"
+    assert find_exercise("ex07_mnist_mlp").number == 7
+    assert find_exercise(18) is None
+
+
+def test_changed_lines(tmp_path):
+    before, after = tmp_path / "before.py", tmp_path / "after.py"
+    before.write_text('"""One docstring."""\na = 1\nb = 2\nc = 3\n')
+    after.write_text('"""Quite\nanother."""\na = 1\nif a:\n    b = 2\nc = 4\nd = 5\n')
+    # + if a:   - c = 3   + c = 4   + d = 5; the docstring and the indentation of b = 2 do not count
+    assert changed_lines(before, after) == 4
+    assert changed_lines(before, before) == 0
+
+
+@pytest.mark.parametrize("exercise", STEPS, ids=lambda exercise: exercise.folder)
+def test_step_is_within_its_budget(exercise):
+    changed = changed_lines(train_py(exercise.parent), train_py(exercise.number))
+    print(f"{exercise.parent:02d} -> {exercise.number:02d}: {changed} changed lines, budget {exercise.budget}")
+    assert 0 < changed <= exercise.budget
+
+
+@pytest.mark.parametrize("exercise", BUILT, ids=lambda exercise: exercise.folder)
+def test_train_py_has_the_shape_of_all(exercise):
+    source = train_py(exercise.number).read_text()
+    module = ast.parse(source)
+    docstring = " ".join(ast.get_docstring(module).split())
+    assert docstring.startswith(f"Exercise {exercise.number}: ")
+    assert exercise.sentence in docstring
+    assert f"python {exercise.folder}/train.py" in docstring
+    if exercise.parent:
+        bullets = re.findall(r"^- ", ast.get_docstring(module).split(f"Changes from ex{exercise.parent:02d}")[1], re.M)
+        assert 2 <= len(bullets) <= 5
+    names = [node.name for node in module.body if isinstance(node, ast.ClassDef | ast.FunctionDef)]
+    assert names[0] == "Config"
+    assert names[-1] == "main"
+    imported = {node.module or "" for node in module.body if isinstance(node, ast.ImportFrom)}
+    assert not any(name.startswith(("ex", "tests")) for name in imported)
+
+
+def test_batches_is_the_same_everywhere():
+    functions = {re.search(r"def batches\(.*?(?=\n\n\n)", train_py(e.number).read_text(), re.S)[0] for e in BUILT}
+    assert len(functions) == 1
+
+
+def test_every_number_in_a_config_says_what_it_means():
+    for exercise in BUILT:
+        config = re.search(r"class Config:\n(.*?)\n\n", train_py(exercise.number).read_text(), re.S)[1]
+        for line in config.splitlines():
+            assert re.search(r"  # \S", line), f"{exercise.folder}: no meaning beside {line.strip()}"
+
+
+def test_common_is_light():
+    lines = sum(len(path.read_text().splitlines()) for path in (ROOT / "common").glob("*.py"))
+    assert lines <= 900
+    for path in (ROOT / "common").glob("*.py"):
+        top = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
+        assert not any(alias.name.split(".")[0] in ("torch", "jax") for node in top for alias in node.names)
+
+
+@pytest.mark.parametrize("exercise", BUILT, ids=lambda exercise: exercise.folder)
+def test_readme_of_folder(exercise):
+    folder = ROOT / exercise.folder
+    text = (folder / "README.md").read_text()
+    assert exercise.sentence in " ".join(text.replace("\n> ", "\n").split())
+    assert f"python {exercise.folder}/train.py" in text
+    assert text.count("<details>") == 2  # two questions with folded answers
+    if exercise.parent:
+        parent = find_exercise(exercise.parent).folder
+        assert f"diff {parent}/train.py {exercise.folder}/train.py" in text
+    for image in re.findall(r"!\[[^]]*\]\(([^)]*)\)", text):
+        assert (folder / image).exists(), f"{exercise.folder}/README.md shows {image}, which is not there"
+
+
+def test_top_readme():
+    text = (ROOT / "README.md").read_text()
+    for exercise in BUILT:
+        assert f"python {exercise.folder}/train.py" in text
+    ci = (ROOT / ".ci" / "run").read_text()
+    commands = re.findall(r"^(pip install .*)$", text, re.M)
+    assert len(commands) == 2
+    assert commands[1] in ci  # CI runs the README's own test command
+
+
+def test_links_lead_somewhere():
+    for path in [ROOT / "README.md", *(ROOT / exercise.folder / "README.md" for exercise in BUILT)]:
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", path.read_text()):
+            assert (path.parent / target).exists(), f"{path}: {target}"

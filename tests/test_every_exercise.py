@@ -1,0 +1,195 @@
+"""The promises that every train.py makes (docstring: DESIGN), checked from outside, in processes of their own."""
+
+import dataclasses
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import tyro
+from helpers import BUILT, load, read_metrics, run, train_py
+
+from common.curriculum import ROOT
+
+numbers = pytest.mark.parametrize("number", [exercise.number for exercise in BUILT])
+
+
+def one_sentence(result, *words):
+    """Check that a refused run ended with a message that has these words, and no traceback."""
+    assert result.returncode != 0
+    assert "Traceback" not in result.stdout + result.stderr
+    for word in words:
+        assert word in " ".join((result.stdout + result.stderr).replace("│", " ").split())
+
+
+@numbers
+def test_dry_run(number, tmp_path):
+    result = run(
+        number, "--dry-run", "--out", tmp_path / "a", cwd=tmp_path, env=os.environ | {"RAMPUP_DATA": "/nowhere"}
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("data: ")
+    assert any(line.startswith("baselines: ") for line in lines)
+    assert re.fullmatch(r"result: (\w+=\S+ )+seconds=\d+\.\d", lines[-1])
+    series = read_metrics(tmp_path / "a")
+    assert list(series["train", "loss"]) == [0, 1, 2]
+    evaluated = next(values for (split, _), values in series.items() if split != "train")
+    assert list(evaluated) == [0, 3]
+    if number >= 2:
+        assert (tmp_path / "a" / "loss.png").stat().st_size > 10_000
+    # The same seed gives the same bytes; another seed does not.
+    again = run(number, "--dry-run", "--out", tmp_path / "b", cwd=tmp_path)
+    other = run(number, "--dry-run", "--seed", 1, "--out", tmp_path / "c", cwd=tmp_path)
+    assert again.returncode == other.returncode == 0
+    csv = [(tmp_path / name / "metrics.csv").read_bytes() for name in "abc"]
+    assert csv[0] == csv[1] != csv[2]
+
+
+@numbers
+def test_result_json(number, tmp_path):
+    module = load(number)
+    metrics = module.main(module.Config(dry_run=True, seed=3, out=tmp_path))
+    text = (tmp_path / "result.json").read_text()
+    result = json.loads(text)
+    assert result["exercise"] == train_py(number).parent.name
+    assert result["seed"] == result["config"]["seed"] == 3
+    assert result["metrics"] == metrics
+    assert set(result["config"]) == {field.name for field in dataclasses.fields(module.Config)}
+    assert result["config"]["out"] == tmp_path.name  # no folder of this machine
+    assert result["baselines"]
+    assert result["versions"]["numpy"]
+    assert result["seconds"] >= 0
+    assert str(ROOT) not in text
+    assert str(tmp_path.parent) not in text
+
+
+@numbers
+def test_help_names_every_field(number):
+    result = run(number, "--help", env=os.environ | {"COLUMNS": "200"})
+    assert result.returncode == 0
+    for field in dataclasses.fields(load(number).Config):
+        assert "--" + field.name.replace("_", "-") in result.stdout
+    assert "step size of SGD" in result.stdout
+    assert "Exercise" in result.stdout
+
+
+@numbers
+def test_bad_flags_are_refused_before_anything_is_lost(number, tmp_path):
+    (tmp_path / "metrics.csv").write_text("an earlier run\n")
+    one_sentence(run(number, "--steps", "many", "--out", tmp_path), "--steps", "many")
+    result = run(number, "--dry-run", "--batch-size", 10**7, "--out", tmp_path)
+    one_sentence(result, "--batch-size 10000000 is more than")
+    assert (tmp_path / "metrics.csv").read_text() == "an earlier run\n"
+
+
+@numbers
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("--no-such-flag", "1", "Unrecognized options: --no-such-flag"),
+        ("--steps", "0", "--steps must be above 0"),
+        ("--steps", "1.5", "invalid literal for int"),
+        ("--batch-size", "-5", "--batch-size must be above 0"),
+        ("--learning-rate", "nan", "--learning-rate must be above 0"),
+        ("--learning-rate", "inf", "--learning-rate must be above 0 and at most 3.4e+38, not inf"),
+        ("--seed", "-1", "--seed must be at least 0"),
+    ],
+)
+def test_flag_out_of_range(number, flag, value, message, capsys):
+    with pytest.raises(SystemExit) as end:
+        tyro.cli(load(number).Config, args=[flag, value])
+    assert end.value.code == 2
+    assert message in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+@numbers
+def test_unwritable_output_folder(number, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    result = run(number, "--dry-run", "--out", tmp_path / "file" / "out")
+    one_sentence(result, "cannot write to the folder", "Not a directory", "choose another with --out DIR")
+    assert result.returncode == 1
+
+
+@numbers
+def test_loss_that_is_not_finite_stops_the_run(number, tmp_path, mnist):
+    result = run(number, "--learning-rate", "1e38", "--eval-every", 10**6, "--out", tmp_path)
+    if number == 4:  # whose gradients are bounded, and whose log-softmax is finite for logits of any size
+        assert result.returncode == 0
+        return
+    one_sentence(result, "train loss is", "at step", "with learning rate 1e+38", "lower --learning-rate")
+    assert result.returncode == 1
+    assert len(result.stderr.splitlines()) == 1  # no warnings of numpy beside it
+    series = read_metrics(tmp_path)
+    step = int(re.search(r"at step (\d+)", result.stderr)[1])
+    assert list(series["train", "loss"]) == list(range(step))  # all before it is kept
+
+
+@pytest.mark.parametrize("number", [1, 6])
+def test_ctrl_c(number, tmp_path):
+    command = [sys.executable, train_py(number), "--steps", "1000000", "--out", str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "metrics.csv").exists() or (tmp_path / "metrics.csv").stat().st_size < 10_000:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in stderr
+    assert stderr.startswith("interrupted: what was recorded so far is in ")
+    assert "result:" not in stdout
+    steps = list(read_metrics(tmp_path)["train", "loss"])
+    assert steps == list(range(len(steps)))
+    assert not (tmp_path / "result.json").exists()
+
+
+@pytest.mark.parametrize("kibibytes", [7, 8])
+def test_full_disk(kibibytes, tmp_path):
+    # A limit on the size of files stands in for the full disk: writes come back short, then fail.
+    command = [
+        "bash",
+        "-c",
+        f'ulimit -f {kibibytes}; exec "$@"',
+        "bash",
+        sys.executable,
+        train_py(1),
+        "--out",
+        tmp_path,
+    ]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    one_sentence(result, "cannot write to", "every row up to here is kept", "--out DIR")
+    assert result.returncode == 1
+    steps = list(read_metrics(tmp_path)["train", "loss"])  # which reads whole lines only
+    assert steps == list(range(len(steps)))
+    size = (tmp_path / "metrics.csv").stat().st_size
+    assert kibibytes * 1024 - 40 < size <= kibibytes * 1024  # nothing that had room was lost
+
+
+def test_out_of_memory():
+    one_sentence(run(1, "--num-samples", 10**15), "error: out of memory (", "lower the sizes")
+    one_sentence(run(6, "--hidden", 10**13), "error: out of memory (", "lower the sizes")
+
+
+def test_output_of_a_piped_run_is_short(tmp_path):
+    result = run(1, "--out", tmp_path)
+    assert len(result.stdout.splitlines()) <= 25
+
+
+def test_second_run_starts_anew(tmp_path):
+    module = load(2)
+    module.main(module.Config(steps=50, out=tmp_path))
+    (tmp_path / "notes.txt").write_text("mine")
+    module.main(module.Config(dry_run=True, out=tmp_path))
+    assert list(read_metrics(tmp_path)["train", "loss"]) == [0, 1, 2]
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_default_out_is_the_folder_of_the_exercise():
+    for exercise in BUILT:
+        assert load(exercise.number).Config().out == ROOT / exercise.folder / "out"

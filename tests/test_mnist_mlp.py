@@ -1,0 +1,89 @@
+"""Exercise 7, on the real MNIST."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import load, read_metrics
+
+from common import UserError
+
+
+def test_data_are_what_the_lesson_says(mnist):
+    ex = load(7)
+    x, y, x_test, y_test = ex.make_data(ex.Config(), torch.device("cpu"))
+    assert (x.shape, y.shape, x_test.shape, y_test.shape) == ((60_000, 784), (60_000,), (10_000, 784), (10_000,))
+    assert x.dtype == torch.float32
+    assert x.mean().item() == pytest.approx(0, abs=1e-3)
+    assert x.std().item() == pytest.approx(1, abs=1e-3)
+    # A row is an image, row by row, beside its own label.
+    images, labels = mnist[0]
+    np.testing.assert_allclose(x[7].view(28, 28) * 0.3081 + 0.1307, images[7] / 255, atol=1e-6)
+    assert y[7] == labels[7]
+
+
+def test_initial_loss_and_number_of_parameters(mnist):
+    ex = load(7)
+    torch.manual_seed(0)
+    config = ex.Config()
+    model = ex.MLP(config)
+    _, _, x_test, y_test = ex.make_data(config, torch.device("cpu"))
+    assert ex.evaluate(model, x_test, y_test)["loss"] == pytest.approx(math.log(10), abs=0.05)
+    hidden = config.hidden
+    expected = (784 + 1) * hidden + (config.layers - 2) * (hidden + 1) * hidden + (hidden + 1) * 10
+    assert sum(param.numel() for param in model.parameters()) == expected
+
+
+def test_evaluate_against_numpy(mnist):
+    ex = load(7)
+    torch.manual_seed(0)
+    model = ex.MLP(ex.Config(hidden=8, layers=2))
+    x = torch.randn(40, 784)
+    y = torch.randint(10, (40,))
+    (w1, b1, w2, b2) = (param.detach().double().numpy() for param in model.parameters())
+    logits = np.maximum(x.numpy() @ w1.T + b1, 0) @ w2.T + b2
+    log_probs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    measured = ex.evaluate(model, x, y)
+    assert measured["loss"] == pytest.approx(-log_probs[np.arange(40), y].mean(), abs=1e-5)
+    assert measured["accuracy"] == pytest.approx((logits.argmax(1) == y.numpy()).mean())
+
+
+def test_overfits_32_images(mnist):
+    ex = load(7)
+    torch.manual_seed(0)
+    model = ex.MLP(ex.Config())
+    x, y, _, _ = ex.make_data(ex.Config(), torch.device("cpu"))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(200):
+        F.cross_entropy(model(x[:32]), y[:32]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert F.cross_entropy(model(x[:32]), y[:32]).item() < 0.01
+
+
+def test_short_run_learns_and_repeats(mnist, tmp_path):
+    ex = load(7)
+    metrics = [ex.main(ex.Config(out=tmp_path / name, steps=1000, device="cpu")) for name in "ab"]
+    assert metrics[0] == metrics[1]
+    assert (tmp_path / "a" / "metrics.csv").read_bytes() == (tmp_path / "b" / "metrics.csv").read_bytes()
+    assert metrics[0]["test_accuracy"] > 0.96
+    series = read_metrics(tmp_path / "a")
+    assert list(series["train", "loss"]) == list(range(1000))
+    assert list(series["test", "loss"]) == list(range(0, 1001, 100))
+    assert series["test", "accuracy"][1000] == metrics[0]["test_accuracy"]  # the last evaluation, not the best
+
+
+def test_evaluating_changes_no_training_number(mnist, tmp_path):
+    ex = load(7)
+    for every in (1, 7):
+        ex.main(ex.Config(out=tmp_path / str(every), steps=30, eval_every=every, device="cpu"))
+    assert read_metrics(tmp_path / "1")["train", "loss"] == read_metrics(tmp_path / "7")["train", "loss"]
+
+
+def test_gpu_that_is_not_there(monkeypatch):
+    ex = load(7)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="--device cuda: torch finds no such device on this machine; use --device cpu"):
+        ex.main(ex.Config(dry_run=True, device="cuda"))

@@ -1,0 +1,170 @@
+"""common/record.py and common/plotting.py: what a run writes down, and the pictures drawn from it."""
+
+import errno
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import read_metrics
+from matplotlib.image import imread
+
+from common import UserError, plotting
+from common.record import Run, check_config, clean_exit
+
+
+@dataclass
+class Config:
+    out: Path
+    seed: int = 0
+    learning_rate: float = 0.5
+    momentum: float = 0.0
+    batch_size: int = 8
+    dry_run: bool = False
+
+
+def run_to_the_end(out, steps=100, **baselines):
+    with Run(Config(out), baselines or {"ln 2": math.log(2)}) as run:
+        for step in run.steps(steps):
+            if step % 10 == 0:
+                run.record(step, "test", loss=1 / (step + 1), accuracy=0.5 + step / 250)
+            run.record(step, "train", loss=1 / (step + 1))
+        return run.finish(test_loss=0.25)
+
+
+def test_metrics_are_kept_to_the_last_bit(tmp_path):
+    value = 0.1 + 0.2
+    with Run(Config(tmp_path), {}) as run:
+        run.record(0, "train", loss=value, accuracy=np.float32(0.1))
+        assert read_metrics(tmp_path)["train", "loss"][0] == value  # on the disk before the run is over
+    assert read_metrics(tmp_path)["train", "accuracy"][0] == np.float32(0.1)
+
+
+def test_finish(tmp_path, capsys):
+    assert run_to_the_end(tmp_path) == {"test_loss": 0.25}
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "baselines: ln 2 0.6931"
+    assert lines[-1].startswith("result: test_loss=0.25 seconds=")
+    assert 10 <= len(lines) <= 25
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["baselines"] == {"ln 2": math.log(2)}
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_value_that_is_not_finite(value, tmp_path):
+    with pytest.raises(UserError, match="train loss is .* at step 3 with learning rate 0.5: lower --learning-rate"):
+        with Run(Config(tmp_path), {}) as run:
+            for step in range(10):
+                run.record(step, "train", loss=value if step == 3 else 1.0)
+    assert list(read_metrics(tmp_path)["train", "loss"]) == [0, 1, 2]
+
+
+def test_disk_that_fills_up_in_the_middle_of_a_row(tmp_path):
+    class FullDisk:
+        """A file with room for 100 bytes, which then takes half a row and no more."""
+
+        def __init__(self, file):
+            self.file, self.room = file, 100
+
+        def write(self, data):
+            if not self.room:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            written = self.file.write(data[: self.room])
+            self.room -= written
+            return written
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+    with pytest.raises(UserError, match="cannot write to .*every row up to here is kept; make room"):
+        with Run(Config(tmp_path), {}) as run:
+            run._csv = FullDisk(run._csv)
+            for step in range(100):
+                run.record(step, "train", loss=1.0)
+    steps = list(read_metrics(tmp_path)["train", "loss"])
+    assert steps == list(range(len(steps)))
+    assert len(steps) > 3
+
+
+def test_result_that_cannot_be_written(tmp_path):
+    (tmp_path / "result.tmp").mkdir()
+    with pytest.raises(UserError, match=r"cannot write .*result\.json .*metrics\.csv beside it is whole"):
+        run_to_the_end(tmp_path)
+
+
+def test_numpy_warnings_come_back_after_a_run(tmp_path):
+    with Run(Config(tmp_path), {}), np.errstate():
+        np.float64(1e308) * 10
+    with pytest.warns(RuntimeWarning):
+        np.float64(1e308) * 10
+
+
+def test_clean_exit(capsys):
+    with pytest.raises(SystemExit) as end, clean_exit():
+        raise UserError("no such thing: do another")
+    assert end.value.code == "error: no such thing: do another"  # printed to stderr, with exit code 1
+    with pytest.raises(SystemExit) as end, clean_exit():
+        raise KeyboardInterrupt
+    assert end.value.code == 130
+    with pytest.raises(ZeroDivisionError), clean_exit():  # a mistake in the program keeps its traceback
+        _ = 1 / 0
+
+
+def test_check_config(tmp_path):
+    check_config(Config(tmp_path), momentum=0)
+    for field, value in {"batch_size": 0, "learning_rate": math.nan, "seed": -1, "momentum": -0.1}.items():
+        with pytest.raises(ValueError, match="--" + field.replace("_", "-")):
+            check_config(Config(tmp_path, **{field: value}), momentum=0)
+    with pytest.raises(ValueError, match=r"--momentum must be above 0 and at most 3\.4e\+38, not 0\.0"):
+        check_config(Config(tmp_path))
+
+
+def test_moving_average():
+    values = np.random.default_rng(0).normal(size=50)
+    expected = [values[i - min(3, i // 10) : i + 1].mean() for i in range(50)]
+    np.testing.assert_allclose(plotting._moving_average(values, 4), expected)
+
+
+def test_loss_picture(tmp_path, monkeypatch):
+    run_to_the_end(tmp_path, **{"ln 2": math.log(2), "floor": 0.01})
+    figures = []
+    monkeypatch.setattr(plotting, "_save", lambda figure, path: figures.append((figure, path)))
+    plotting.plot_loss(tmp_path, "nats per sample", log="xy")
+    ((figure, path),) = figures
+    assert path == tmp_path / "loss.png"
+    loss, error = figure.axes
+    assert (loss.get_xscale(), loss.get_yscale()) == ("symlog", "log")
+    assert loss.get_ylabel() == "loss (nats per sample)"
+    assert loss.get_xlabel() == "steps of gradient descent (8 samples each)"
+    lines = {line.get_label(): line for line in loss.get_lines()}
+    assert list(lines["training batch"].get_ydata()) == [1 / (step + 1) for step in range(100)]
+    assert list(lines["test set"].get_xdata()) == list(range(0, 100, 10))
+    assert sorted(line.get_ydata()[0] for line in loss.get_lines() if line.get_linestyle() == "--") == [
+        0.01,
+        math.log(2),
+    ]
+    assert error.get_lines()[0].get_ydata()[0] == pytest.approx(50)  # per cent wrong
+    assert "test loss 0.25" in figure.get_suptitle()
+
+
+def test_pictures_are_files(tmp_path):
+    run_to_the_end(tmp_path)
+    plotting.plot_loss(tmp_path, "nats per sample")
+    x = np.random.default_rng(0).normal(size=(100, 3))
+    plotting.plot_regions(tmp_path, lambda points: (points[:, 0] > 0).astype(int), x, (x[:, 0] > 0).astype(int))
+    for name in ("loss.png", "regions.png"):
+        assert imread(tmp_path / name)[..., :3].std() > 0.05  # not a blank page
+    regions = imread(tmp_path / "regions.png")
+    height, width = regions.shape[:2]
+    left, right = regions[height // 2, int(width * 0.3), :3], regions[height // 2, int(width * 0.8), :3]
+    assert not np.allclose(left, right, atol=0.05)  # the two classes have two colours
+
+
+def test_picture_that_cannot_be_written(tmp_path):
+    run_to_the_end(tmp_path)
+    (tmp_path / "loss.png").mkdir()
+    with pytest.raises(UserError, match=r"cannot write .*loss\.png"):
+        plotting.plot_loss(tmp_path, "nats")
