@@ -91,6 +91,7 @@ def fetch(folder: str, name: str, sha256: str, mirrors: tuple[str, ...]) -> Path
             if found == sha256:
                 return path
             problems = []
+            pooch.get_logger().setLevel("INFO" if sys.stderr.isatty() else "WARNING")
             for mirror in mirrors:
                 downloader = pooch.HTTPDownloader(timeout=TIMEOUT, progressbar=sys.stderr.isatty())
                 try:
@@ -166,4 +167,6 @@ def _why(error: Exception) -> str:
     """Return in a few words why a download failed."""
     if getattr(error, "response", None) is not None:
         return f"HTTP {error.response.status_code}"
-    return "wrong sha256" if isinstance(error, ValueError) else getattr(error, "strerror", None) or type(error).__name__
+    if type(error) is ValueError:  # pooch's, and no more special one of requests
+        return "wrong sha256"
+    return getattr(error, "strerror", None) or type(error).__name__

@@ -90,8 +90,7 @@ def _draw_split(ax, split: str, steps: np.ndarray, values: np.ndarray) -> None:
         return
     width = max(1, len(values) // 100)
     ax.plot(steps, values, color=TRAIN, alpha=0.25, linewidth=0.6, label="training batch")
-    smooth = _moving_average(values, width)
-    ax.plot(steps, smooth, color=TRAIN, linewidth=1.6, label=f"mean of up to {width} batches")
+    ax.plot(steps, _smooth(values, width), color=TRAIN, linewidth=1.6, label=f"smoothed over {width} batches")
 
 
 def _draw_baselines(ax, baselines: dict[str, float]) -> None:
@@ -110,13 +109,13 @@ def _draw_baselines(ax, baselines: dict[str, float]) -> None:
         )
 
 
-def _moving_average(values: np.ndarray, width: int) -> np.ndarray:
-    """Return the mean (N,) of each value and some before it: a tenth of them all, but at most `width` - 1."""
-    count = np.arange(len(values))
-    last = count + 1
-    first = last - np.minimum(width, 1 + count // 10)
-    total = np.concatenate([[0.0], np.cumsum(values)])
-    return (total[last] - total[first]) / (last - first)
+def _smooth(values: np.ndarray, width: int) -> np.ndarray:
+    """Return a running mean (N,) that moves 1 / width of the way to each value, and further at the start."""
+    smooth, mean = np.empty(len(values)), 0.0
+    for step, value in enumerate(values):
+        mean += (value - mean) / min(width, 1 + step // 10)
+        smooth[step] = mean
+    return smooth
 
 
 def _title(result: dict, width: int) -> str:

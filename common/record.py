@@ -1,7 +1,6 @@
 """What a run leaves behind: metrics.csv, result.json, the progress on the screen. The training loop is not in here."""
 
 import dataclasses
-import importlib.metadata
 import inspect
 import json
 import math
@@ -11,20 +10,24 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from common import UserError
 from common.curriculum import ROOT
 
 DRY_RUN_STEPS = 3
+BAR = "{percentage:3.0f} % of {total_fmt} steps, {remaining} left{postfix}"
 PROGRESS_LINES = 20  # printed by a whole run when the output is not a terminal
-RUN_FILES = ("metrics.csv", "result.json", "loss.png", "samples.txt")  # a run starts these anew
+RUN_FILES = ("regions.png", "samples.txt", "loss.png", "result.json", "metrics.csv")  # a run starts these anew
 LARGEST = float(np.finfo(np.float32).max)  # 3.4e38
+LARGEST_INT = 2**53  # every library takes it
+OUT_OF_MEMORY = ("out of memory", "allocate memory", "not enough memory", "size calculation overflowed")
 LIBRARIES = ("numpy", "torch", "jax", "optax", "datasets", "tiktoken")
 
 
@@ -32,12 +35,16 @@ class Run:
     """One training run: `with Run(config, baselines) as run:` opens `config.out` and keeps what `record` is told.
 
     `config` is the exercise's dataclass, with the fields `seed`, `out` and `dry_run`. `baselines` are losses that
-    need no training, by name; the first is the one that the run must beat. `device` goes into result.json.
+    need no training, by name; the first is the one that the run must beat. `device` goes into result.json. Raises
+    UserError where a baseline is not finite, where `config.out` cannot be written to, or where another run is using it.
     """
 
     def __init__(self, config, baselines: dict[str, float], device="cpu"):
         self.config = config
         self.baselines = {name: float(value) for name, value in baselines.items()}
+        for name, value in self.baselines.items():
+            if not math.isfinite(value):
+                raise UserError(f"the baseline {name} is {value}: look at the data, or take more of them")
         self.device = str(device)
         self.exercise = Path(inspect.getfile(type(config))).resolve().parent
         self.latest: dict[str, float] = {}  # the newest value of each metric, for the progress line
@@ -46,14 +53,19 @@ class Run:
         out = self.config.out
         try:
             out.mkdir(parents=True, exist_ok=True)
-            for name in RUN_FILES:
+            self._lock = FileLock(out / ".lock")
+            self._lock.acquire(timeout=0)
+            for name in RUN_FILES:  # what cannot be drawn again comes last
                 (out / name).unlink(missing_ok=True)
             # Unbuffered: a row is on its way to the disk as soon as it is recorded, and a full disk is noticed at once.
             self._csv = open(out / "metrics.csv", "wb", buffering=0)
+        except Timeout:
+            raise UserError(f"another run is writing to {out}: wait for it, or choose another with --out DIR") from None
         except OSError as error:
             raise UserError(
                 f"cannot write to the folder {out} ({_reason(error)}): choose another with --out DIR"
             ) from None
+        self._commit = _commit(self.exercise)  # now, since the code may change while it runs
         self._csv_bytes = 0  # length of the whole rows in the file
         self._write_csv("step,split,metric,value\n")
         self._bar = None
@@ -65,6 +77,7 @@ class Run:
     def __exit__(self, kind, error, traceback) -> None:
         np.seterr(**self._numpy_errors)
         self._csv.close()
+        self._lock.release()
         if self._bar is not None:
             self._bar.close()
         if kind is KeyboardInterrupt:
@@ -73,8 +86,8 @@ class Run:
     def steps(self, total: int) -> Iterator[int]:
         """Yield 0, 1, …, total - 1, the number of updates already made, and show the progress; a dry run stops at 3."""
         total = min(total, DRY_RUN_STEPS) if self.config.dry_run else total
-        on_terminal = sys.stdout.isatty()
-        self._bar = tqdm(range(total), unit=" steps", dynamic_ncols=True, disable=not on_terminal)
+        on_terminal = sys.stdout is not None and sys.stdout.isatty()
+        self._bar = tqdm(range(total), file=sys.stdout, dynamic_ncols=True, bar_format=BAR, disable=not on_terminal)
         shown = 0.0
         for step in self._bar:
             yield step
@@ -93,9 +106,8 @@ class Run:
         for name, value in values.items():
             if not math.isfinite(value):
                 rate = getattr(self.config, "learning_rate", None)
-                raise UserError(
-                    f"{split} {name} is {value} at step {step} with learning rate {rate}: lower --learning-rate"
-                )
+                advice = "lower --learning-rate" if step else "that is before any update, so look at the data"
+                raise UserError(f"{split} {name} is {value} at step {step} with learning rate {rate}: {advice}")
             self.latest[f"{split} {name}"] = value
         self._write_csv("".join(f"{step},{split},{name},{value!r}\n" for name, value in values.items()))
 
@@ -112,7 +124,7 @@ class Run:
             "seconds": round(seconds, 3),
             "device": _describe(self.device),
             "versions": _versions(),
-            "commit": _commit(self.exercise),
+            "commit": self._commit,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         path = self.config.out / "result.json"
@@ -138,7 +150,8 @@ class Run:
             if self._csv.write(data) < len(data):
                 raise OSError("the disk is full")
         except OSError as error:
-            self._csv.truncate(self._csv_bytes)  # half a row would spoil the file for whoever reads it
+            with suppress(OSError):
+                self._csv.truncate(self._csv_bytes)  # half a row would spoil the file for whoever reads it
             path = self.config.out / "metrics.csv"
             raise UserError(
                 f"cannot write to {path} ({_reason(error)}): every row up to here is kept; make room, or choose "
@@ -150,14 +163,20 @@ class Run:
 @contextmanager
 def clean_exit() -> Iterator[None]:
     """End the program with one sentence and exit code 1 where the user can mend it, with exit code 130 on Ctrl-C."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without "±" is no reason to stop
     try:
         yield
     except UserError as error:
         sys.exit(f"error: {error}")
     except (MemoryError, RuntimeError) as error:  # torch's and JAX's own are RuntimeErrors
-        if not isinstance(error, MemoryError) and "memory" not in str(error):
+        if not isinstance(error, MemoryError) and not any(words in str(error).lower() for words in OUT_OF_MEMORY):
             raise
-        sys.exit(f"error: out of memory ({str(error).splitlines()[0]}): lower the sizes, --batch-size first")
+        reason = (str(error).splitlines() or ["no more is known"])[0]
+        sys.exit(f"error: out of memory ({reason}): lower the sizes, --batch-size first")
+    except BrokenPipeError:  # whoever read our output, `| head` for instance, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -165,17 +184,18 @@ def clean_exit() -> Iterator[None]:
 def check_config(config, **least: float) -> None:
     """Raise ValueError, which the command line shows as one sentence, unless every number in the config is in range.
 
-    A number must be above 0, or at least `least[name]` where that is given, and fit into float32; a seed must not be
-    negative.
+    A number must be above 0, or at least `least[name]` where that is given, and fit into float32, a whole one below
+    2**53; a seed must not be negative.
     """
     for name, value in vars(config).items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
         flag, least_value = "--" + name.replace("_", "-"), {"seed": 0, **least}.get(name)
-        if least_value is None and not 0 < value <= LARGEST:
-            raise ValueError(f"{flag} must be above 0 and at most {LARGEST:.2g}, not {value}")
-        if least_value is not None and not least_value <= value <= LARGEST:
-            raise ValueError(f"{flag} must be at least {least_value} and at most {LARGEST:.2g}, not {value}")
+        largest = LARGEST_INT if isinstance(value, int) else LARGEST
+        if least_value is None and not 0 < value <= largest:
+            raise ValueError(f"{flag} must be above 0 and at most {largest:.2g}, not {value}")
+        if least_value is not None and not least_value <= value <= largest:
+            raise ValueError(f"{flag} must be at least {least_value} and at most {largest:.2g}, not {value}")
 
 
 def torch_device(name: str):
@@ -215,7 +235,8 @@ def _describe(device: str) -> str:
 
 def _versions() -> dict[str, str]:
     loaded = [name for name in LIBRARIES if name in sys.modules]
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in loaded}
+    versions = {name: str(getattr(sys.modules[name], "__version__", "unknown")) for name in loaded}
+    return {"python": platform.python_version()} | versions
 
 
 def _commit(folder: Path) -> str | None:
