@@ -29,14 +29,14 @@ class Config:
     dry_run: bool = False  # three steps only, to see that everything works
 
     def __post_init__(self):
-        check_config(self)
+        check_config(self, num_samples=2)
         if self.batch_size > self.num_samples:
             raise ValueError(f"--batch-size {self.batch_size} is more than the {self.num_samples} samples there are")
 
 
 def whiten(x):
     """Return x (N,) shifted to mean 0 and scaled to variance 1."""
-    return (x - x.mean()) / x.std()
+    return (x - x.mean()) / x.std()  # (N,)
 
 
 def make_data(config, rng):
@@ -57,7 +57,7 @@ def batches(rng, n, batch_size):
 
 def init_params():
     """Return the parameters to start from: weight and bias, both zero."""
-    w = np.zeros(())  # ()
+    w = np.zeros(())  # (): an array and not a float, so that it can be updated in place
     b = np.zeros(())  # ()
     return [w, b]
 
@@ -95,14 +95,14 @@ def main(config: Config) -> dict[str, float]:
     rng = np.random.default_rng(config.seed)
     x, y, truth = make_data(config, rng)
     print(f"data: inputs {tuple(x.shape)}, targets {tuple(y.shape)} with mean {y.mean():.3f} ± {y.std():.3f}")
-    # The loss of the truth is as low as it gets: on fresh samples no model can do better.
+    # The loss of the truth is as low as it gets: on fresh samples no model does better on average.
     baselines = {"predict the mean": ((y - y.mean()) ** 2).mean(), "noise floor": loss_fn(truth, y)}
 
     minibatches = ((x[index], y[index]) for index in batches(rng, len(x), config.batch_size))
     params = init_params()
     model = partial(forward, params)  # model(x) is forward(params, x)
     with Run(config, baselines) as run:
-        for step, (x_batch, y_batch) in zip(run.steps(config.steps), minibatches):
+        for step, (x_batch, y_batch) in zip(run.steps(config.steps), minibatches):  # (B,), (B,)
             if step % config.eval_every == 0:
                 run.record(step, "all", **evaluate(model, x, y))
             prediction = model(x_batch)  # (B,)
@@ -110,7 +110,7 @@ def main(config: Config) -> dict[str, float]:
             run.record(step, "train", loss=loss.item())
             grads = backward(x_batch, prediction, y_batch)
             for param, grad in zip(params, grads):
-                param -= config.learning_rate * grad
+                param -= config.learning_rate * grad  # in place: params, and so model, hold the new values
         final = evaluate(model, x, y)
         run.record(step + 1, "all", **final)
         metrics = run.finish(**final, slope=params[0].item(), intercept=params[1].item())

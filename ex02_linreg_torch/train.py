@@ -2,7 +2,7 @@
 loss on y-axis)."
 
 Changes from ex01:
-- The parameters are torch tensors, and loss.backward() derives the gradients that backward() derived by hand.
+- The parameters are torch tensors, and loss.backward() computes the gradients that backward() had derived by hand.
 - The loss is drawn into out/loss.png.
 
     python ex02_linreg_torch/train.py
@@ -35,14 +35,14 @@ class Config:
     dry_run: bool = False  # three steps only, to see that everything works
 
     def __post_init__(self):
-        check_config(self)
+        check_config(self, num_samples=2)
         if self.batch_size > self.num_samples:
             raise ValueError(f"--batch-size {self.batch_size} is more than the {self.num_samples} samples there are")
 
 
 def whiten(x):
     """Return x (N,) shifted to mean 0 and scaled to variance 1."""
-    return (x - x.mean()) / x.std()
+    return (x - x.mean()) / x.std()  # (N,)
 
 
 def make_data(config, rng):
@@ -88,27 +88,26 @@ def evaluate(model, x, y):
 
 def main(config: Config) -> dict[str, float]:
     rng = np.random.default_rng(config.seed)
-    torch.manual_seed(config.seed)  # for what torch itself draws at random
     torch.set_default_dtype(torch.float64)  # numpy's precision, so that the losses can be compared
     x, y, truth = make_data(config, rng)
     print(f"data: inputs {tuple(x.shape)}, targets {tuple(y.shape)} with mean {y.mean():.3f} ± {y.std():.3f}")
-    # The loss of the truth is as low as it gets: on fresh samples no model can do better.
+    # The loss of the truth is as low as it gets: on fresh samples no model does better on average.
     baselines = {"predict the mean": ((y - y.mean()) ** 2).mean(), "noise floor": loss_fn(truth, y)}
 
     minibatches = ((x[index], y[index]) for index in batches(rng, len(x), config.batch_size))
     params = init_params()
     model = partial(forward, params)  # model(x) is forward(params, x)
     with Run(config, baselines) as run:
-        for step, (x_batch, y_batch) in zip(run.steps(config.steps), minibatches):
+        for step, (x_batch, y_batch) in zip(run.steps(config.steps), minibatches):  # (B,), (B,)
             if step % config.eval_every == 0:
                 run.record(step, "all", **evaluate(model, x, y))
             loss = loss_fn(model(x_batch), y_batch)  # ()
             run.record(step, "train", loss=loss.item())
-            loss.backward()  # sets the grad of every param to dL/dparam
-            with torch.no_grad():  # the update is no part of what is derived
+            loss.backward()  # adds dL/dparam to the grad of every param
+            with torch.no_grad():  # the update is no part of what is differentiated
                 for param in params:
-                    param -= config.learning_rate * param.grad
-                    param.grad = None  # else the next backward() would add to it
+                    param -= config.learning_rate * param.grad  # in place: params, and so model, hold the new values
+                    param.grad = None  # else the next backward() would add to this one's
         final = evaluate(model, x, y)
         run.record(step + 1, "all", **final)
         metrics = run.finish(**final, slope=params[0].item(), intercept=params[1].item())

@@ -35,7 +35,7 @@ class Config:
     dry_run: bool = False  # three steps only, to see that everything works
 
     def __post_init__(self):
-        check_config(self, num_features=2)
+        check_config(self, num_samples=2, num_features=2)  # less has no covariance matrix
         if self.batch_size > self.num_samples:
             raise ValueError(f"--batch-size {self.batch_size} is more than the {self.num_samples} samples there are")
 
@@ -43,7 +43,7 @@ class Config:
 def whiten(x):
     """Return x (N, D) shifted to mean 0 and scaled along its principal axes, so that its covariance is the identity."""
     variances, axes = np.linalg.eigh(np.cov(x.T))  # (D,), (D, D) whose columns are the axes
-    return (x - x.mean(0)) @ axes / np.sqrt(variances)
+    return (x - x.mean(0)) @ axes / np.sqrt(variances)  # (N, D)
 
 
 def make_data(config, rng):
@@ -90,27 +90,26 @@ def evaluate(model, x, y):
 
 def main(config: Config) -> dict[str, float]:
     rng = np.random.default_rng(config.seed)
-    torch.manual_seed(config.seed)  # for what torch itself draws at random
     torch.set_default_dtype(torch.float64)  # numpy's precision, so that the losses can be compared
     x, y, truth = make_data(config, rng)
     print(f"data: inputs {tuple(x.shape)}, targets {tuple(y.shape)} with mean {y.mean():.3f} ± {y.std():.3f}")
-    # The loss of the truth is as low as it gets: on fresh samples no model can do better.
+    # The loss of the truth is as low as it gets: on fresh samples no model does better on average.
     baselines = {"predict the mean": ((y - y.mean()) ** 2).mean(), "noise floor": loss_fn(truth, y)}
 
     minibatches = ((x[index], y[index]) for index in batches(rng, len(x), config.batch_size))
     params = init_params(config)
     model = partial(forward, params)  # model(x) is forward(params, x)
     with Run(config, baselines) as run:
-        for step, (x_batch, y_batch) in zip(run.steps(config.steps), minibatches):
+        for step, (x_batch, y_batch) in zip(run.steps(config.steps), minibatches):  # (B, D), (B,)
             if step % config.eval_every == 0:
                 run.record(step, "all", **evaluate(model, x, y))
             loss = loss_fn(model(x_batch), y_batch)  # ()
             run.record(step, "train", loss=loss.item())
-            loss.backward()  # sets the grad of every param to dL/dparam
-            with torch.no_grad():  # the update is no part of what is derived
+            loss.backward()  # adds dL/dparam to the grad of every param
+            with torch.no_grad():  # the update is no part of what is differentiated
                 for param in params:
-                    param -= config.learning_rate * param.grad
-                    param.grad = None  # else the next backward() would add to it
+                    param -= config.learning_rate * param.grad  # in place: params, and so model, hold the new values
+                    param.grad = None  # else the next backward() would add to this one's
         final = evaluate(model, x, y)
         run.record(step + 1, "all", **final)
         metrics = run.finish(**final)

@@ -36,7 +36,7 @@ class Config:
     dry_run: bool = False  # three steps only, to see that everything works
 
     def __post_init__(self):
-        check_config(self, num_features=2)
+        check_config(self, num_samples=2, num_features=2)  # less has no covariance matrix
         if self.batch_size > self.num_samples:
             raise ValueError(f"--batch-size {self.batch_size} is more than the {self.num_samples} samples there are")
 
@@ -44,14 +44,14 @@ class Config:
 def whiten(x):
     """Return x (N, D) shifted to mean 0 and scaled along its principal axes, so that its covariance is the identity."""
     variances, axes = np.linalg.eigh(np.cov(x.T))  # (D,), (D, D) whose columns are the axes
-    return (x - x.mean(0)) @ axes / np.sqrt(variances)
+    return (x - x.mean(0)) @ axes / np.sqrt(variances)  # (N, D)
 
 
 def make_data(config, rng):
     """Return inputs x, targets y, and the truth: what a model that knew the parameters behind y would answer."""
     mixing = rng.normal(0.0, 1.0, (config.num_features, config.num_features))  # (D, D) makes the features correlated
     x = whiten(rng.uniform(0.0, 100.0, (config.num_samples, config.num_features)) @ mixing)  # (N, D)
-    truth = x @ np.eye(config.num_features, config.num_classes) * 3.0  # (N, K): a large feature k makes class k likely
+    truth = x @ np.eye(config.num_features, config.num_classes) * 3.0  # (N, K): logit k is feature k, the last is 0
     y = (truth + rng.gumbel(size=truth.shape)).argmax(1)  # (N,): a draw from softmax(truth) (Gumbel-max trick)
     return torch.from_numpy(x), torch.from_numpy(y), torch.from_numpy(truth)
 
@@ -88,34 +88,33 @@ def loss_fn(logits, y):
 def evaluate(model, x, y):
     """Return what is measured of the model on the samples x, y, by name."""
     logits = model(x)  # (N, K)
-    assert logits.shape[:-1] == y.shape
-    return {"loss": loss_fn(logits, y).item(), "accuracy": (logits.argmax(1) == y).float().mean().item()}
+    assert logits.shape[:-1] == y.shape  # y of shape (N, 1) would broadcast in loss_fn, without an error
+    return {"loss": loss_fn(logits, y).item(), "accuracy": (logits.argmax(1) == y).sum().item() / len(y)}
 
 
 def main(config: Config) -> dict[str, float]:
     rng = np.random.default_rng(config.seed)
-    torch.manual_seed(config.seed)  # for what torch itself draws at random
     torch.set_default_dtype(torch.float64)  # numpy's precision, so that the losses can be compared
     x, y, truth = make_data(config, rng)
-    print(f"data: inputs {tuple(x.shape)}, classes {tuple(y.shape)} with shares {np.bincount(y) / len(y)}")
-    # The loss of the truth is as low as it gets: on fresh samples no model can do better.
+    print(f"data: inputs {tuple(x.shape)}, shares of classes {np.bincount(y, minlength=config.num_classes) / len(y)}")
+    # The loss of the truth is as low as it gets: on fresh samples no model does better on average.
     baselines = {f"ln {config.num_classes}": np.log(config.num_classes), "Bayes": loss_fn(truth, y)}
-    bayes_accuracy = (truth.argmax(1) == y).float().mean().item()
+    bayes_accuracy = (truth.argmax(1) == y).sum().item() / len(y)
 
     minibatches = ((x[index], y[index]) for index in batches(rng, len(x), config.batch_size))
     params = init_params(config)
     model = partial(forward, params)  # model(x) is forward(params, x)
     with Run(config, baselines) as run:
-        for step, (x_batch, y_batch) in zip(run.steps(config.steps), minibatches):
+        for step, (x_batch, y_batch) in zip(run.steps(config.steps), minibatches):  # (B, D), (B,)
             if step % config.eval_every == 0:
                 run.record(step, "all", **evaluate(model, x, y))
             loss = loss_fn(model(x_batch), y_batch)  # ()
             run.record(step, "train", loss=loss.item())
-            loss.backward()  # sets the grad of every param to dL/dparam
-            with torch.no_grad():  # the update is no part of what is derived
+            loss.backward()  # adds dL/dparam to the grad of every param
+            with torch.no_grad():  # the update is no part of what is differentiated
                 for param in params:
-                    param -= config.learning_rate * param.grad
-                    param.grad = None  # else the next backward() would add to it
+                    param -= config.learning_rate * param.grad  # in place: params, and so model, hold the new values
+                    param.grad = None  # else the next backward() would add to this one's
         final = evaluate(model, x, y)
         run.record(step + 1, "all", **final)
         metrics = run.finish(**final, bayes_accuracy=bayes_accuracy)

@@ -1,15 +1,16 @@
 """Exercise 5: "Now use N feedforward layers instead of pure linear regression (deep learning!)"
 
 Changes from ex04:
-- The model is N linear maps with a ReLU between each two; their weights start at random, by He's rule (He et al. 2015,
+- The model is N linear maps with a ReLU between every two; their weights start at random, by He's rule (He et al. 2015,
   section 2.2), which keeps the numbers of one layer as large as those of the layer before.
 - The plane of the inputs is wound up, so that the straight borders between the classes become spirals: no linear
-  model can follow them any more. What the best linear map reaches is printed beside the result.
+  model can follow them any more. What a linear map fitted by least squares reaches is printed beside the result.
 - The logits behind the classes are 30 times larger, so that the classes hardly overlap and 99 % can be had.
+- 5,000 steps, which the spirals take, and fewer evaluations, which now cost time.
 
     python ex05_ffn_manual/train.py
 
-Three layers pass 95 % where a linear model stays below 60 %.
+Three layers get 98 % right where a linear map fitted by least squares gets 55 %; ten seconds.
 """
 
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ class Config:
     num_classes: int = 3  # classes, K; up to D + 1 of them can be told apart
     twist: float = 2.5  # how far the plane is wound up, in radians per unit of distance from its middle
     layers: int = 3  # linear maps one after another; 1 is exercise 4's model
-    hidden: int = 64  # width of each hidden layer, H
+    hidden: int = 64  # width of each hidden layer, C
     batch_size: int = 500  # samples per step, B
     steps: int = 5_000  # updates of the parameters (200 of them see every sample once)
     learning_rate: float = 0.1  # step size of SGD
@@ -42,7 +43,7 @@ class Config:
     dry_run: bool = False  # three steps only, to see that everything works
 
     def __post_init__(self):
-        check_config(self, num_features=2)
+        check_config(self, num_samples=2, num_features=2, twist=0)  # less has no covariance matrix
         if self.batch_size > self.num_samples:
             raise ValueError(f"--batch-size {self.batch_size} is more than the {self.num_samples} samples there are")
 
@@ -50,18 +51,18 @@ class Config:
 def whiten(x):
     """Return x (N, D) shifted to mean 0 and scaled along its principal axes, so that its covariance is the identity."""
     variances, axes = np.linalg.eigh(np.cov(x.T))  # (D,), (D, D) whose columns are the axes
-    return (x - x.mean(0)) @ axes / np.sqrt(variances)
+    return (x - x.mean(0)) @ axes / np.sqrt(variances)  # (N, D)
 
 
 def make_data(config, rng):
     """Return inputs x, targets y, and the truth: what a model that knew the parameters behind y would answer."""
     mixing = rng.normal(0.0, 1.0, (config.num_features, config.num_features))  # (D, D) makes the features correlated
     x = whiten(rng.uniform(0.0, 100.0, (config.num_samples, config.num_features)) @ mixing)  # (N, D)
-    truth = x @ np.eye(config.num_features, config.num_classes) * 90.0  # (N, K): a large feature k makes class k likely
+    truth = x @ np.eye(config.num_features, config.num_classes) * 90.0  # (N, K): logit k is feature k, the last is 0
     y = (truth + rng.gumbel(size=truth.shape)).argmax(1)  # (N,): a draw from softmax(truth) (Gumbel-max trick)
     plane = x[:, 0] + 1j * x[:, 1]  # (N,): the first two features as complex numbers
     plane *= np.exp(1j * config.twist * np.abs(plane))  # turned about the middle, and the further out the more
-    x[:, 0], x[:, 1] = plane.real, plane.imag
+    x[:, 0], x[:, 1] = plane.real, plane.imag  # (N,), (N,)
     return torch.from_numpy(x), torch.from_numpy(y), torch.from_numpy(truth)
 
 
@@ -74,7 +75,7 @@ def batches(rng, n, batch_size):
 
 
 def init_params(config):
-    """Return the parameters to start from, weight (fan_in, fan_out) and bias (fan_out,) of each layer, by He's rule."""
+    """Return weight (fan_in, fan_out) and bias (fan_out,) of each layer, by He's rule, in one list: w, b, w, b, …"""
     widths = [config.num_features] + [config.hidden] * (config.layers - 1) + [config.num_classes]
     layers = []
     for fan_in, fan_out in pairwise(widths):
@@ -86,7 +87,7 @@ def init_params(config):
 def forward(params, x):
     """Return the model's answer to a batch of inputs x (B, D)."""
     for w, b in zip(params[:-2:2], params[1:-2:2]):
-        x = torch.relu(x @ w + b)  # (B, H)
+        x = torch.relu(x @ w + b)  # (B, C)
     return x @ params[-2] + params[-1]  # (B, K)
 
 
@@ -101,8 +102,8 @@ def loss_fn(logits, y):
 def evaluate(model, x, y):
     """Return what is measured of the model on the samples x, y, by name."""
     logits = model(x)  # (N, K)
-    assert logits.shape[:-1] == y.shape
-    return {"loss": loss_fn(logits, y).item(), "accuracy": (logits.argmax(1) == y).float().mean().item()}
+    assert logits.shape[:-1] == y.shape  # y of shape (N, 1) would broadcast in loss_fn, without an error
+    return {"loss": loss_fn(logits, y).item(), "accuracy": (logits.argmax(1) == y).sum().item() / len(y)}
 
 
 def main(config: Config) -> dict[str, float]:
@@ -110,29 +111,29 @@ def main(config: Config) -> dict[str, float]:
     torch.manual_seed(config.seed)  # for what torch itself draws at random
     torch.set_default_dtype(torch.float64)  # numpy's precision, so that the losses can be compared
     x, y, truth = make_data(config, rng)
-    print(f"data: inputs {tuple(x.shape)}, classes {tuple(y.shape)} with shares {np.bincount(y) / len(y)}")
-    # The loss of the truth is as low as it gets: on fresh samples no model can do better.
+    print(f"data: inputs {tuple(x.shape)}, shares of classes {np.bincount(y, minlength=config.num_classes) / len(y)}")
+    # The loss of the truth is as low as it gets: on fresh samples no model does better on average.
     baselines = {f"ln {config.num_classes}": np.log(config.num_classes), "Bayes": loss_fn(truth, y)}
-    # What the best linear map can do: least squares from the inputs and a constant 1 to the one-hot classes.
+    # What a linear map can do: least squares from the inputs and a constant 1 to the one-hot classes.
     inputs = torch.cat([x, torch.ones(len(x), 1)], 1)  # (N, D + 1)
     linear = inputs @ torch.linalg.lstsq(inputs, torch.eye(config.num_classes)[y]).solution  # (N, K)
-    linear_accuracy = (linear.argmax(1) == y).float().mean().item()
-    bayes_accuracy = (truth.argmax(1) == y).float().mean().item()
+    linear_accuracy = (linear.argmax(1) == y).sum().item() / len(y)
+    bayes_accuracy = (truth.argmax(1) == y).sum().item() / len(y)
 
     minibatches = ((x[index], y[index]) for index in batches(rng, len(x), config.batch_size))
     params = init_params(config)
     model = partial(forward, params)  # model(x) is forward(params, x)
     with Run(config, baselines) as run:
-        for step, (x_batch, y_batch) in zip(run.steps(config.steps), minibatches):
+        for step, (x_batch, y_batch) in zip(run.steps(config.steps), minibatches):  # (B, D), (B,)
             if step % config.eval_every == 0:
                 run.record(step, "all", **evaluate(model, x, y))
             loss = loss_fn(model(x_batch), y_batch)  # ()
             run.record(step, "train", loss=loss.item())
-            loss.backward()  # sets the grad of every param to dL/dparam
-            with torch.no_grad():  # the update is no part of what is derived
+            loss.backward()  # adds dL/dparam to the grad of every param
+            with torch.no_grad():  # the update is no part of what is differentiated
                 for param in params:
-                    param -= config.learning_rate * param.grad
-                    param.grad = None  # else the next backward() would add to it
+                    param -= config.learning_rate * param.grad  # in place: params, and so model, hold the new values
+                    param.grad = None  # else the next backward() would add to this one's
         final = evaluate(model, x, y)
         run.record(step + 1, "all", **final)
         metrics = run.finish(**final, linear_accuracy=linear_accuracy, bayes_accuracy=bayes_accuracy)

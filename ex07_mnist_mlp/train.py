@@ -2,8 +2,9 @@
 from here on: "measure & plot the test-set loss, in addition to the train set".
 
 Changes from ex06:
-- The data are 60,000 photographs of handwritten digits, flattened into vectors of 784 pixels.
+- The data are 60,000 scanned handwritten digits; the model flattens each into a vector of 784 pixels.
 - What counts is measured on 10,000 other digits, which are never trained on: the test set.
+- The model is an nn.Module with its forward() written out: from here on models are more than a chain of layers.
 - float32 instead of float64, and a GPU where there is one: from here on it is the speed that counts.
 
     python ex07_mnist_mlp/train.py
@@ -31,9 +32,9 @@ from common.record import Run, check_config, clean_exit, torch_device
 @dataclass
 class Config:
     layers: int = 3  # linear maps one after another
-    hidden: int = 256  # width of each hidden layer
+    hidden: int = 256  # width of each hidden layer, C
     batch_size: int = 128  # images per step, B
-    steps: int = 9_360  # updates of the parameters (468 of them see every image once: 20 epochs)
+    steps: int = 9_360  # updates of the parameters (468 of them are an epoch: 20 epochs)
     learning_rate: float = 0.2  # step size of SGD
     eval_every: int = 100  # steps between two evaluations on the test set
     seed: int = 0  # of everything that is drawn at random
@@ -46,11 +47,11 @@ class Config:
 
 
 def make_data(config, device):
-    """Return inputs (N, D) and classes (N,) of the training set, then those of the test set."""
+    """Return images (N, H, W) and classes (N,) of the training set, then those of the test set."""
     tensors = []
     for images, labels in data.mnist(config.dry_run):  # (N, H, W), (N,) of uint8
-        x = (torch.from_numpy(images) / 255 - 0.1307) / 0.3081  # mean and standard deviation of the training pixels
-        tensors += [x.flatten(1).to(device), torch.from_numpy(labels).long().to(device)]  # (N, D), (N,)
+        x = (torch.from_numpy(images) / 255 - 0.1307) / 0.3081  # (N, H, W): the training pixels' mean 0 and variance 1
+        tensors += [x.to(device), torch.from_numpy(labels).long().to(device)]  # (N, H, W), (N,)
     return tensors
 
 
@@ -62,15 +63,19 @@ def batches(rng, n, batch_size):
             yield order[start : start + batch_size]  # (B,)
 
 
-class MLP(nn.Sequential):
-    """Linear layers with a ReLU between each two: inputs (B, D) to logits (B, K)."""
+class MLP(nn.Module):
+    """Linear layers with a ReLU between every two: images (B, H, W) to logits (B, K)."""
 
     def __init__(self, config):
+        super().__init__()
         widths = [784] + [config.hidden] * (config.layers - 1) + [10]
-        layers = []
-        for fan_in, fan_out in pairwise(widths):
-            layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
-        super().__init__(*layers[:-1])
+        self.layers = nn.ModuleList(nn.Linear(fan_in, fan_out) for fan_in, fan_out in pairwise(widths))
+
+    def forward(self, images):
+        x = images.flatten(1)  # (B, D)
+        for layer in self.layers[:-1]:
+            x = F.relu(layer(x))  # (B, C)
+        return self.layers[-1](x)  # (B, K)
 
 
 loss_fn = F.cross_entropy  # logits (B, K), classes (B,): the mean over the batch ()
@@ -80,8 +85,8 @@ loss_fn = F.cross_entropy  # logits (B, K), classes (B,): the mean over the batc
 def evaluate(model, x, y):
     """Return what is measured of the model on the samples x, y, by name."""
     logits = model(x)  # (N, K)
-    assert logits.shape[:-1] == y.shape
-    return {"loss": loss_fn(logits, y).item(), "accuracy": (logits.argmax(1) == y).float().mean().item()}
+    assert logits.shape[:-1] == y.shape  # y of shape (N, 1) would broadcast in loss_fn, without an error
+    return {"loss": loss_fn(logits, y).item(), "accuracy": (logits.argmax(1) == y).sum().item() / len(y)}
 
 
 def main(config: Config) -> dict[str, float]:
@@ -97,14 +102,14 @@ def main(config: Config) -> dict[str, float]:
     model = MLP(config).to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=config.learning_rate)
     with Run(config, {"ln 10": np.log(10)}, device) as run:
-        for step, (x_batch, y_batch) in zip(run.steps(config.steps), minibatches):
+        for step, (x_batch, y_batch) in zip(run.steps(config.steps), minibatches):  # (B, H, W), (B,)
             if step % config.eval_every == 0:
                 run.record(step, "test", **evaluate(model, x_test, y_test))
             loss = loss_fn(model(x_batch), y_batch)  # ()
             run.record(step, "train", loss=loss.item())
-            loss.backward()  # sets the grad of every param to dL/dparam
+            loss.backward()  # adds dL/dparam to the grad of every param
             optimizer.step()
-            optimizer.zero_grad()
+            optimizer.zero_grad()  # else the next backward() would add to this one's
         test = evaluate(model, x_test, y_test)
         run.record(step + 1, "test", **test)
         metrics = run.finish(test_loss=test["loss"], test_accuracy=test["accuracy"])
