@@ -7,9 +7,21 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import pytest
+
 from common.curriculum import EXERCISES, ROOT, find_exercise
 
 BUILT = [exercise for exercise in EXERCISES if (ROOT / exercise.folder / "train.py").exists()]
+
+numbers = pytest.mark.parametrize("number", [exercise.number for exercise in BUILT])
+
+
+def one_sentence(result: subprocess.CompletedProcess, *words: str) -> None:
+    """Check that a run was refused with a message that has these words, and without a traceback."""
+    assert result.returncode != 0
+    assert "Traceback" not in result.stdout + result.stderr
+    for word in words:
+        assert word in " ".join((result.stdout + result.stderr).replace("│", " ").split())
 
 
 def train_py(number: int) -> Path:
@@ -35,7 +47,7 @@ def run(number: int, *flags: object, **options) -> subprocess.CompletedProcess:
 
 def read_metrics(out: Path) -> dict[tuple[str, str], dict[int, float]]:
     """Return the values of a run's metrics.csv by step, by (split, metric); fails where a line is not whole."""
-    text = (out / "metrics.csv").read_text()
+    text = (out / "metrics.csv").read_text(encoding="utf-8")
     assert text.endswith("\n")
     series: dict[tuple[str, str], dict[int, float]] = {}
     for row in csv.DictReader(text.splitlines(), strict=True):

@@ -42,7 +42,7 @@ def test_step_is_within_its_budget(exercise):
 
 @pytest.mark.parametrize("exercise", BUILT, ids=lambda exercise: exercise.folder)
 def test_train_py_has_the_shape_of_all(exercise):
-    source = train_py(exercise.number).read_text()
+    source = train_py(exercise.number).read_text(encoding="utf-8")
     module = ast.parse(source)
     docstring = " ".join(ast.get_docstring(module).split())
     assert docstring.startswith(f"Exercise {exercise.number}: ")
@@ -59,29 +59,35 @@ def test_train_py_has_the_shape_of_all(exercise):
 
 
 def test_batches_is_the_same_everywhere():
-    functions = {re.search(r"def batches\(.*?(?=\n\n\n)", train_py(e.number).read_text(), re.S)[0] for e in BUILT}
+    functions = {
+        re.search(r"def batches\(.*?(?=\n\n\n)", train_py(e.number).read_text(encoding="utf-8"), re.S)[0] for e in BUILT
+    }
     assert len(functions) == 1
 
 
 def test_every_number_in_a_config_says_what_it_means():
     for exercise in BUILT:
-        config = re.search(r"class Config:\n(.*?)\n\n", train_py(exercise.number).read_text(), re.S)[1]
+        config = re.search(r"class Config:\n(.*?)\n\n", train_py(exercise.number).read_text(encoding="utf-8"), re.S)[1]
         for line in config.splitlines():
             assert re.search(r"  # \S", line), f"{exercise.folder}: no meaning beside {line.strip()}"
 
 
 def test_common_is_light():
-    lines = sum(len(path.read_text().splitlines()) for path in (ROOT / "common").glob("*.py"))
+    lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in (ROOT / "common").glob("*.py"))
     assert lines <= 900
     for path in (ROOT / "common").glob("*.py"):
-        top = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
+        top = [
+            node
+            for node in ast.parse(path.read_text(encoding="utf-8")).body
+            if isinstance(node, ast.Import | ast.ImportFrom)
+        ]
         assert not any(alias.name.split(".")[0] in ("torch", "jax") for node in top for alias in node.names)
 
 
 @pytest.mark.parametrize("exercise", BUILT, ids=lambda exercise: exercise.folder)
 def test_readme_of_folder(exercise):
     folder = ROOT / exercise.folder
-    text = (folder / "README.md").read_text()
+    text = (folder / "README.md").read_text(encoding="utf-8")
     assert exercise.sentence in " ".join(text.replace("\n> ", "\n").split())
     assert f"python {exercise.folder}/train.py" in text
     assert text.count("<details>") == 2  # two questions with folded answers
@@ -93,16 +99,16 @@ def test_readme_of_folder(exercise):
 
 
 def test_top_readme():
-    text = (ROOT / "README.md").read_text()
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
     for exercise in BUILT:
         assert f"python {exercise.folder}/train.py" in text
-    ci = (ROOT / ".ci" / "run").read_text()
-    commands = re.findall(r"^(pip install .*)$", text, re.M)
+    ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    commands = re.findall(r"^    (pip install .*)$", text, re.M)
     assert len(commands) == 2
     assert commands[1] in ci  # CI runs the README's own test command
 
 
 def test_links_lead_somewhere():
     for path in [ROOT / "README.md", *(ROOT / exercise.folder / "README.md" for exercise in BUILT)]:
-        for target in re.findall(r"\]\((?!http)([^)#]+)\)", path.read_text()):
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", path.read_text(encoding="utf-8")):
             assert (path.parent / target).exists(), f"{path}: {target}"

@@ -13,9 +13,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
+from helpers import one_sentence, run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_every_exercise import one_sentence
 
 from common import data
 from common.data import DataError
@@ -27,7 +27,7 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 @pytest.fixture
 def mirror(tmp_path, monkeypatch):
     """Return the address of a local server, the first part of whose paths says how it misbehaves, and its requests."""
-    requests = []
+    requests, stop = [], threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
@@ -38,6 +38,8 @@ def mirror(tmp_path, monkeypatch):
                 return
             if manner == "slow":
                 time.sleep(1.0)
+            if manner == "stuck":
+                stop.wait(30)
             body = b"an error page" if manner == "wrong" else CONTENT
             self.send_response(200)
             self.send_header("Content-Length", str(len(CONTENT) if manner == "short" else len(body)))
@@ -51,8 +53,10 @@ def mirror(tmp_path, monkeypatch):
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     monkeypatch.setenv("RAMPUP_DATA", str(tmp_path / "data"))
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "127.0.0.1")
     yield f"http://127.0.0.1:{server.server_port}/", requests
+    stop.set()
     server.shutdown()
     server.server_close()
 
@@ -71,10 +75,10 @@ def test_fetch_downloads_once(mirror, tmp_path):
     assert files_in(path.parent) == ["file.bin"]
 
 
-@pytest.mark.parametrize("manner", ["503", "wrong", "short", "slow"])
+@pytest.mark.parametrize("manner", ["503", "wrong", "short", "stuck"])
 def test_second_mirror_helps_out(manner, mirror, monkeypatch):
     address, requests = mirror
-    monkeypatch.setattr(data, "TIMEOUT", 0.2)
+    monkeypatch.setattr(data, "TIMEOUT", 2.0)
     path = data.fetch("set", "file.bin", SHA256, (address + manner + "/", address + "good/"))
     assert path.read_bytes() == CONTENT
     assert requests == [f"/{manner}/file.bin", "/good/file.bin"]
@@ -109,6 +113,17 @@ def test_damaged_file_is_replaced_or_kept(damage, mirror, tmp_path):
     assert data.fetch("set", "file.bin", SHA256, (address + "good/",)).read_bytes() == CONTENT
 
 
+def test_mirrors_are_those_of_the_design():
+    assert data.MNIST_MIRRORS == (
+        "https://ossci-datasets.s3.amazonaws.com/mnist/",
+        "https://storage.googleapis.com/cvdf-datasets/mnist/",
+    )
+    assert [mirror.split("/")[2] for mirror in data.SHAKESPEARE_MIRRORS] == [
+        "raw.githubusercontent.com",
+        "cdn.jsdelivr.net",
+    ]
+
+
 def test_two_processes_at_once(mirror, tmp_path):
     address, requests = mirror
     code = f"from common import data; print(data.fetch('set', 'file.bin', {SHA256!r}, ({address + 'slow/'!r},)))"
@@ -127,11 +142,10 @@ def test_folder_that_cannot_be_used(tmp_path, monkeypatch):
 
 
 OFFLINE = {"HTTPS_PROXY": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9", "NO_PROXY": ""}
+OFFLINE |= {name.lower(): value for name, value in OFFLINE.items()}  # which requests looks at first
 
 
 def test_exercise_without_data_and_network(tmp_path):
-    from helpers import run
-
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "metrics.csv").write_text("an earlier run\n")
     result = run(7, "--out", tmp_path / "out", env=os.environ | OFFLINE | {"RAMPUP_DATA": str(tmp_path)})
@@ -140,7 +154,7 @@ def test_exercise_without_data_and_network(tmp_path):
     one_sentence(result, f"error: {tmp_path}/mnist/{name} is missing", data.MNIST_SHA256[name], "set RAMPUP_DATA")
     for url in data.MNIST_MIRRORS:
         assert url + name in result.stderr
-    assert (tmp_path / "out" / "metrics.csv").read_text() == "an earlier run\n"
+    assert (tmp_path / "out" / "metrics.csv").read_text(encoding="utf-8") == "an earlier run\n"
 
 
 @pytest.mark.parametrize("damage", ["truncated", "bit flipped"])

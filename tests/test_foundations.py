@@ -1,5 +1,6 @@
 """Exercises 1 to 6: the mathematics, and that each equals the one it grew from."""
 
+import json
 import math
 
 import numpy as np
@@ -7,7 +8,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import load, read_metrics, run
-from test_every_exercise import numbers
 
 from common.curriculum import ROOT
 
@@ -42,9 +42,10 @@ def test_01_whitening():
     assert x.var() == pytest.approx(1)
 
 
-def test_03_whitening():
+@pytest.mark.parametrize("number", [3, 4, 5, 6])
+def test_03_to_06_whitening(number):
     rng = np.random.default_rng(0)
-    x = load(3).whiten(rng.uniform(3, 90, (10_000, 5)) @ rng.normal(size=(5, 5)))
+    x = load(number).whiten(rng.uniform(3, 90, (10_000, 5)) @ rng.normal(size=(5, 5)))
     np.testing.assert_allclose(x.mean(0), 0, atol=1e-9)
     np.testing.assert_allclose(np.cov(x.T), np.eye(5), atol=1e-9)
 
@@ -107,6 +108,8 @@ def test_log_softmax_by_hand(number):
 @pytest.mark.parametrize("number", [4, 5])
 def test_log_softmax_is_stable(number):
     loss_fn = load(number).loss_fn
+    rows = torch.tensor([[1e4, 0.0], [0.0, -1.0]], dtype=torch.float64)  # of very different sizes
+    assert loss_fn(rows, torch.tensor([0, 1])).item() == pytest.approx((0 + math.log(1 + math.e)) / 2)
     logits = torch.tensor([[1e4, -1e4, 0.0], [-1e4, -1e4, 1e4]], dtype=torch.float64, requires_grad=True)
     assert loss_fn(logits, torch.tensor([0, 2])).item() == 0
     loss = loss_fn(logits, torch.tensor([1, 2]))
@@ -225,11 +228,28 @@ def test_overfits_a_few_samples(number, tmp_path):
     assert ex.loss_fn(model(x), y).item() < 0.01
 
 
-@numbers
+@pytest.mark.parametrize("number", [5, 6])
+def test_seed_is_that_of_the_weights_too(number, tmp_path, monkeypatch):
+    ex = load(number)
+    samples = ex.make_data(ex.Config(), np.random.default_rng(0))
+    monkeypatch.setattr(ex, "make_data", lambda config, rng: samples)
+    for seed in (0, 1):
+        ex.main(ex.Config(dry_run=True, seed=seed, out=tmp_path / str(seed)))
+    first, second = (read_metrics(tmp_path / name)["all", "loss"] for name in "01")
+    assert first[0] != second[0]
+
+
+def test_noise_flag(tmp_path):
+    for number in (1, 3):
+        ex = load(number)
+        ex.main(ex.Config(noise=1.0, dry_run=True, out=tmp_path))
+        baselines = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))["baselines"]
+        assert baselines["noise floor"] == pytest.approx(1.0, rel=0.02)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 5, 6])
 def test_full_run_reaches_its_target(number, tmp_path):
-    """The run of a user, whole, with the default flags; only exercise 7's is left to its own test."""
-    if number > 6:
-        return
+    """The run of a user, whole, with the default flags."""
     result = run(number, "--out", tmp_path, cwd=ROOT)
     assert result.returncode == 0, result.stderr
     metrics = {
@@ -237,11 +257,13 @@ def test_full_run_reaches_its_target(number, tmp_path):
     }
     series = read_metrics(tmp_path)
     losses = series["train", "loss"]
+    stored = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
+    assert stored["metrics"]["loss"] < next(iter(stored["baselines"].values()))  # the baseline is beaten
     if number <= 3:
-        floor = float(result.stdout.split("noise floor ")[1].split()[0])
-        final = list(series["all", "loss"].values())[-1]
-        assert final == pytest.approx(floor, rel=0.012)  # 1 %, and the last digit of what is printed
+        assert stored["baselines"]["noise floor"] == pytest.approx(0.01, rel=0.02)
+        assert stored["metrics"]["loss"] == pytest.approx(stored["baselines"]["noise floor"], rel=0.01)
     if number <= 2:
+        assert stored["baselines"]["predict the mean"] == pytest.approx(9.01, abs=0.05)  # 3² and the noise
         assert metrics["slope"] == pytest.approx(3, abs=0.01)
         assert metrics["intercept"] == pytest.approx(2, abs=0.01)
     if number >= 4:
@@ -251,3 +273,4 @@ def test_full_run_reaches_its_target(number, tmp_path):
     if number >= 5:
         assert metrics["linear_accuracy"] < 0.6
         assert 0.95 <= metrics["accuracy"] <= metrics["bayes_accuracy"] + 0.002
+        assert 0.99 < metrics["bayes_accuracy"] < 0.9999

@@ -9,25 +9,25 @@ import torch.nn.functional as F
 from helpers import load, read_metrics
 
 from common import UserError
+from common.record import torch_device
 
 
 def test_data_are_what_the_lesson_says(mnist):
     ex = load(7)
     x, y, x_test, y_test = ex.make_data(ex.Config(), torch.device("cpu"))
-    assert (x.shape, y.shape, x_test.shape, y_test.shape) == ((60_000, 784), (60_000,), (10_000, 784), (10_000,))
+    assert (x.shape, y.shape, x_test.shape, y_test.shape) == ((60_000, 28, 28), (60_000,), (10_000, 28, 28), (10_000,))
     assert x.dtype == torch.float32
     assert x.mean().item() == pytest.approx(0, abs=1e-3)
     assert x.std().item() == pytest.approx(1, abs=1e-3)
-    # A row is an image, row by row, beside its own label.
     images, labels = mnist[0]
-    np.testing.assert_allclose(x[7].view(28, 28) * 0.3081 + 0.1307, images[7] / 255, atol=1e-6)
+    np.testing.assert_allclose(x[7] * 0.3081 + 0.1307, images[7] / 255, atol=1e-6)
     assert y[7] == labels[7]
 
 
 def test_initial_loss_and_number_of_parameters(mnist):
     ex = load(7)
     torch.manual_seed(0)
-    config = ex.Config()
+    config = ex.Config(hidden=100)
     model = ex.MLP(config)
     _, _, x_test, y_test = ex.make_data(config, torch.device("cpu"))
     assert ex.evaluate(model, x_test, y_test)["loss"] == pytest.approx(math.log(10), abs=0.05)
@@ -80,6 +80,31 @@ def test_evaluating_changes_no_training_number(mnist, tmp_path):
     for every in (1, 7):
         ex.main(ex.Config(out=tmp_path / str(every), steps=30, eval_every=every, device="cpu"))
     assert read_metrics(tmp_path / "1")["train", "loss"] == read_metrics(tmp_path / "7")["train", "loss"]
+
+
+def test_trains_on_training_and_measures_on_test_data(tmp_path, monkeypatch):
+    ex = load(7)
+    x, y = torch.randn(256, 28, 28, generator=torch.Generator().manual_seed(0)), torch.arange(256) % 10
+    y_test = (y + 1) % 10  # who learns the training set is wrong on each of these
+    monkeypatch.setattr(ex, "make_data", lambda config, device: [x, y, x, y_test])
+    config = ex.Config(steps=200, hidden=100, seed=3, device="cpu", out=tmp_path)
+    metrics = ex.main(config)
+    series = read_metrics(tmp_path)
+    assert series["train", "loss"][199] < 0.1
+    assert metrics["test_accuracy"] == series["test", "accuracy"][200] == 0 < series["test", "accuracy"][0]
+    torch.manual_seed(3)
+    model = ex.MLP(config)
+    assert series["test", "loss"][0] == ex.evaluate(model, x, y_test)["loss"]  # before the first update
+    first = np.random.default_rng(3).permutation(256)[:128]
+    assert series["train", "loss"][0] == ex.evaluate(model, x[first], y[first])["loss"]
+
+
+def test_auto_takes_the_gpu_where_there_is_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert torch_device("auto").type == "cuda"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert torch_device("auto").type == "cpu"
 
 
 def test_gpu_that_is_not_there(monkeypatch):

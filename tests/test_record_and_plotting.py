@@ -3,6 +3,7 @@
 import errno
 import json
 import math
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import pytest
 from helpers import read_metrics
 from matplotlib.image import imread
 
-from common import UserError, plotting
+from common import UserError, plotting, record
+from common.curriculum import ROOT
 from common.record import Run, check_config, clean_exit
 
 
@@ -48,7 +50,7 @@ def test_finish(tmp_path, capsys):
     assert lines[0] == "baselines: ln 2 0.6931"
     assert lines[-1].startswith("result: test_loss=0.25 seconds=")
     assert 10 <= len(lines) <= 25
-    result = json.loads((tmp_path / "result.json").read_text())
+    result = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
     assert result["baselines"] == {"ln 2": math.log(2)}
     assert not list(tmp_path.glob("*.tmp"))
 
@@ -109,8 +111,42 @@ def test_clean_exit(capsys):
     with pytest.raises(SystemExit) as end, clean_exit():
         raise KeyboardInterrupt
     assert end.value.code == 130
+    with pytest.raises(SystemExit) as end, clean_exit():
+        raise MemoryError
+    assert end.value.code.startswith("error: out of memory (no more is known): lower the sizes")
+    with pytest.raises(RuntimeError, match="illegal memory access"), clean_exit():
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
     with pytest.raises(ZeroDivisionError), clean_exit():  # a mistake in the program keeps its traceback
         _ = 1 / 0
+
+
+def test_baseline_that_is_not_finite(tmp_path):
+    with pytest.raises(UserError, match="the baseline floor is nan: look at the data"):
+        Run(Config(tmp_path), {"mean": 1.0, "floor": math.nan})
+
+
+def test_dry_run_is_never_longer_than_asked(tmp_path):
+    with Run(Config(tmp_path, dry_run=True), {}) as run:
+        assert list(run.steps(1)) == [0]
+        assert list(run.steps(10)) == [0, 1, 2]
+
+
+def test_paths_in_the_result():
+    assert record._portable(ROOT / "ex01_linreg_numpy" / "out") == "ex01_linreg_numpy/out"
+    assert record._portable(Path("/home/somebody/runs")) == "runs"
+    assert record._portable(3) == 3
+
+
+def test_commit(tmp_path):
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.invalid"]
+    assert record._commit(tmp_path) is None
+    (tmp_path / "file").write_text("one")
+    for command in (["init", "-q"], ["add", "file"], ["commit", "-q", "-m", "One"]):
+        subprocess.run([*git, *command], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    assert record._commit(tmp_path) == head
+    (tmp_path / "file").write_text("two")
+    assert record._commit(tmp_path) == head + "-dirty"
 
 
 def test_check_config(tmp_path):
@@ -118,14 +154,19 @@ def test_check_config(tmp_path):
     for field, value in {"batch_size": 0, "learning_rate": math.nan, "seed": -1, "momentum": -0.1}.items():
         with pytest.raises(ValueError, match="--" + field.replace("_", "-")):
             check_config(Config(tmp_path, **{field: value}), momentum=0)
+    with pytest.raises(ValueError, match=r"--momentum must be at least 0 and at most 3\.4e\+38, not inf"):
+        check_config(Config(tmp_path, momentum=math.inf), momentum=0)
     with pytest.raises(ValueError, match=r"--momentum must be above 0 and at most 3\.4e\+38, not 0\.0"):
         check_config(Config(tmp_path))
 
 
-def test_moving_average():
-    values = np.random.default_rng(0).normal(size=50)
-    expected = [values[i - min(3, i // 10) : i + 1].mean() for i in range(50)]
-    np.testing.assert_allclose(plotting._moving_average(values, 4), expected)
+def test_smoothing():
+    assert list(plotting._smooth(np.arange(10.0), 50)) == list(range(10))  # untouched at the start
+    values = np.random.default_rng(0).normal(3, 1, 5000)
+    smooth = plotting._smooth(values, 50)
+    assert smooth[1000:].mean() == pytest.approx(values[1000:].mean(), abs=0.01)
+    assert smooth[1000:].std() == pytest.approx(1 / math.sqrt(2 * 50 - 1), rel=0.2)  # of an exponential mean of noise
+    assert (plotting._smooth(np.full(1000, 1e-18), 10) > 0).all()  # a logarithmic axis can show it
 
 
 def test_loss_picture(tmp_path, monkeypatch):
@@ -146,7 +187,8 @@ def test_loss_picture(tmp_path, monkeypatch):
         0.01,
         math.log(2),
     ]
-    assert error.get_lines()[0].get_ydata()[0] == pytest.approx(50)  # per cent wrong
+    assert list(lines["smoothed over 1 batches"].get_xdata()) == list(range(100))
+    assert error.get_lines()[0].get_ydata()[-1] == pytest.approx(100 * (1 - (0.5 + 90 / 250)))  # per cent wrong
     assert "test loss 0.25" in figure.get_suptitle()
 
 
