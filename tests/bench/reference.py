@@ -39,7 +39,7 @@ def main(config: Config) -> None:
                 subprocess.run(
                     [sys.executable, train_py(number), "--seed", str(seed), "--out", out],
                     check=True,
-                    capture_output=True,
+                    stdout=subprocess.DEVNULL,
                 )
                 seconds = time.perf_counter() - start
                 result = json.loads((out / "result.json").read_text())

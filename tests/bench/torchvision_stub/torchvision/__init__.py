@@ -1,0 +1,1 @@
+"""The little of torchvision that other people's MNIST programs use, fed from memory (see peers_mnist.py)."""
