@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
+from tyro.conf import Positional
 
 from common import UserError
 from common.curriculum import find_exercise
@@ -39,10 +40,7 @@ def plot_loss(out: Path, unit: str, log: str = "") -> None:
         else:
             ax.set_ylabel("error (% of samples)")
             if all(values.max() < 1 for (_, metric), (_, values) in series.items() if metric == name):
-                ax.set_yscale("log")  # which has no place for an error of 0
-                ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-                ax.yaxis.set_major_formatter("{x:g}")
-                ax.yaxis.set_minor_formatter(NullFormatter())
+                _log_percent(ax)  # where an error of 0 would have no place
         if "x" in log:
             ax.set_xscale("symlog", linthresh=1)  # logarithmic, but with a place for step 0
             ax.set_xlim(left=0)
@@ -53,6 +51,35 @@ def plot_loss(out: Path, unit: str, log: str = "") -> None:
         ax.legend(frameon=False)
     figure.suptitle(_title(result, width=70 * len(names)), fontsize=11)
     _save(figure, out / "loss.png")
+
+
+def plot_runs(outs: Positional[tuple[Path, ...]], picture: Path) -> None:
+    """Draw runs beside one another, each under the name of its out folder: training loss, smoothed, and test error.
+
+    From the command line: `python -m common.plotting runs/adam runs/sgd --picture optimizers.png`. Raises UserError
+    where a folder holds no run with a test set, or the picture cannot be written.
+    """
+    figure = Figure(figsize=(14, 5), dpi=120, layout="constrained")
+    loss, error = figure.subplots(1, 2)
+    for color, out in zip(CLASSES, outs):
+        try:
+            series = _read_metrics(out / "metrics.csv")
+            (steps, losses), (test_steps, accuracies) = series["train", "loss"], series["test", "accuracy"]
+        except (OSError, KeyError):
+            raise UserError(
+                f"{out} holds no metrics.csv of a run with a test set: give the --out of such a run"
+            ) from None
+        loss.plot(steps, _smooth(losses, max(1, len(losses) // 100)), color=color, linewidth=1.4, label=out.name)
+        error.plot(test_steps, 100 * (1 - accuracies), color=color, linewidth=1.4, label=out.name)
+    loss.set(ylabel="training loss, smoothed (nats per sample)", yscale="log")
+    error.set(ylabel="test error (% of samples)")
+    _log_percent(error)
+    for ax in (loss, error):
+        ax.set_xlabel("steps of gradient descent")
+        ax.grid(alpha=0.25)
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.legend(frameon=False)
+    _save(figure, picture)
 
 
 def plot_regions(out: Path, predict, x: np.ndarray, y: np.ndarray) -> None:
@@ -81,6 +108,13 @@ def plot_regions(out: Path, predict, x: np.ndarray, y: np.ndarray) -> None:
         title="\n".join(textwrap.wrap(_final(result), 56)),
     )
     _save(figure, out / "regions.png")
+
+
+def _log_percent(ax) -> None:
+    ax.set_yscale("log")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _draw_split(ax, split: str, steps: np.ndarray, values: np.ndarray) -> None:
@@ -146,3 +180,12 @@ def _save(figure: Figure, path: Path) -> None:
         figure.savefig(path)
     except OSError as error:
         raise UserError(f"cannot write {path} ({error.strerror or error}): metrics.csv beside it is whole") from None
+
+
+if __name__ == "__main__":
+    import tyro
+
+    from common.record import clean_exit
+
+    with clean_exit():
+        tyro.cli(plot_runs)

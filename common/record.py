@@ -213,6 +213,22 @@ def torch_device(name: str):
     return torch.device(name)
 
 
+def jax_device(name: str):
+    """Return the JAX device that a --device flag names; "auto" is the GPU where there is one.
+
+    Raises UserError where JAX finds no such device, for want of the device or of its CUDA plugin.
+    """
+    import jax
+
+    try:
+        return jax.devices(None if name == "auto" else name)[0]
+    except RuntimeError:
+        raise UserError(
+            f'--device {name}: JAX finds no such device on this machine (its CUDA plugin: pip install -e ".[cuda]"); '
+            "use --device cpu, or auto"
+        ) from None
+
+
 def _reason(error: OSError) -> str:
     return error.strerror or str(error)
 
@@ -230,7 +246,7 @@ def _describe(device: str) -> str:
         import torch
 
         return f"cuda, {torch.cuda.get_device_name()}"
-    return f"{device}, {os.cpu_count()} cores, {platform.machine()}"
+    return f"{device}, {os.cpu_count()} cores, {platform.machine()}" if device in ("cpu", "mps") else device
 
 
 def _versions() -> dict[str, str]:

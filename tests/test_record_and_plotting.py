@@ -4,12 +4,13 @@ import errno
 import json
 import math
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import read_metrics
+from helpers import one_sentence, read_metrics
 from matplotlib.image import imread
 
 from common import UserError, plotting, record
@@ -210,3 +211,16 @@ def test_picture_that_cannot_be_written(tmp_path):
     (tmp_path / "loss.png").mkdir()
     with pytest.raises(UserError, match=r"cannot write .*loss\.png"):
         plotting.plot_loss(tmp_path, "nats")
+
+
+def test_runs_beside_one_another(tmp_path):
+    for name in ("adam", "sgd"):
+        run_to_the_end(tmp_path / name)
+    command = [sys.executable, "-m", "common.plotting", tmp_path / "adam", tmp_path / "sgd", "--picture"]
+    result = subprocess.run([*command, tmp_path / "both.png"], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    assert imread(tmp_path / "both.png")[..., :3].std() > 0.05
+    (tmp_path / "sgd" / "metrics.csv").unlink()
+    one_sentence(
+        subprocess.run([*command, "x.png"], capture_output=True, text=True), "sgd holds no metrics.csv of a run"
+    )
