@@ -26,10 +26,12 @@ from helpers import train_py
 class Config:
     exercises: tyro.conf.Positional[tuple[int, ...]]  # numbers of the exercises
     seeds: int = 3  # runs of each, with seeds 0, 1, …
+    flags: str = ""  # more flags for every run, as "flag=value flag=value"
     pictures: bool = False  # copy the pictures of seed 0 into the folders
 
 
 def main(config: Config) -> None:
+    flags = ["--" + flag for flag in config.flags.split()]
     for number in config.exercises:
         runs = []
         for seed in range(config.seeds):
@@ -37,7 +39,7 @@ def main(config: Config) -> None:
                 out = Path(folder) / "out"
                 start = time.perf_counter()
                 subprocess.run(
-                    [sys.executable, train_py(number), "--seed", str(seed), "--out", out],
+                    [sys.executable, train_py(number), "--seed", str(seed), "--out", out, *flags],
                     check=True,
                     stdout=subprocess.DEVNULL,
                 )
@@ -48,7 +50,7 @@ def main(config: Config) -> None:
                     for picture in out.glob("*.png"):
                         shutil.copy(picture, train_py(number).parent)
         versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-        print(f"\n{result['exercise']}, seeds 0 to {config.seeds - 1}; {result['device']}; {versions}")
+        print(f"\n{result['exercise']} {config.flags}, seeds 0 to {config.seeds - 1}; {result['device']}; {versions}")
         for name in runs[0]:
             values = np.array([run[name] for run in runs])
             print(f"| {name} | {values.mean():.6g} ± {values.std(ddof=config.seeds > 1):.2g} |", flush=True)
