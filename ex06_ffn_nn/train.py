@@ -91,7 +91,7 @@ loss_fn = F.cross_entropy  # logits (B, K), classes (B,): the mean over the batc
 def evaluate(model, x, y):
     """Return what is measured of the model on the samples x, y, by name."""
     logits = model(x)  # (N, K)
-    assert logits.shape[:-1] == y.shape  # y of shape (N, 1) would broadcast in loss_fn, without an error
+    assert logits.shape[:-1] == y.shape  # y of shape (N, 1) would broadcast in the accuracy, without an error
     return {"loss": loss_fn(logits, y).item(), "accuracy": (logits.argmax(1) == y).sum().item() / len(y)}
 
 

@@ -107,7 +107,7 @@ def train_step(params, opt_state, x, y, optimizer):
 def evaluate(params, x, y):
     """Return what is measured of the model on the samples x, y, by name."""
     logits = forward(params, x)  # (N, K)
-    assert logits.shape[:-1] == y.shape  # y of shape (N, 1) would broadcast in loss_fn, without an error
+    assert logits.shape[:-1] == y.shape  # y of shape (N, 1) would broadcast in the accuracy, without an error
     return {"loss": loss_fn(logits, y).item(), "accuracy": (logits.argmax(1) == y).sum().item() / len(y)}
 
 
