@@ -246,7 +246,9 @@ def _describe(device: str) -> str:
         import torch
 
         return f"cuda, {torch.cuda.get_device_name()}"
-    return f"{device}, {os.cpu_count()} cores, {platform.machine()}" if device in ("cpu", "mps") else device
+    if device not in ("cpu", "mps"):  # JAX names a GPU by its model
+        return f"cuda, {device}"
+    return f"{device}, {os.cpu_count()} cores, {platform.machine()}"
 
 
 def _versions() -> dict[str, str]:

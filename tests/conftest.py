@@ -1,6 +1,7 @@
 """Set-up of all tests: one thread each, nothing carried from one test to the next, real data or a reason."""
 
 import os
+import sys
 
 # Before torch is imported: the tests share the cores, and one thread gives the same numbers every time.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -12,10 +13,12 @@ from common import data
 
 
 @pytest.fixture(autouse=True)
-def _default_dtype():
+def _process_wide_defaults():
     """Take back what an exercise's main() sets for its whole process."""
     yield
     torch.set_default_dtype(torch.float32)
+    if "jax" in sys.modules:
+        sys.modules["jax"].config.update("jax_default_device", None)
 
 
 @pytest.fixture(scope="session")

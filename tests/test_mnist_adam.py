@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from helpers import load, read_metrics
 
+from common import data
+
 
 def twins(hidden=32, layers=3):
     """Return exercises 7 and 8, a torch model, and JAX parameters that are the same numbers."""
@@ -98,6 +100,8 @@ def test_parameters():
     assert [layer["w"].shape for layer in params] == [(784, 300), (300, 300), (300, 300), (300, 10)]
     for layer, fan_in in zip(params, (784, 300, 300, 300)):  # uniform between ± 1 / √fan_in, as in torch
         assert float(layer["w"].var()) == pytest.approx(1 / (3 * fan_in), rel=0.05)
+        if fan_in > 10 and layer["b"].size > 10:  # weights and biases have keys of their own
+            assert abs(np.corrcoef(layer["w"][0], layer["b"])[0, 1]) < 0.3
         for param in layer.values():
             assert 0.9 < float(abs(param).max()) * fan_in**0.5 <= 1 or param.size < 100
     assert not np.allclose(params[1]["w"], params[2]["w"])  # every layer has a key of its own
@@ -139,3 +143,35 @@ def test_same_data_and_batches_as_07(mnist):
     assert [array.dtype for array in ours] == [np.float32, np.int32] * 2
     for one, other in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(one, other.numpy(), atol=1e-6)
+    streams = [ex.batches(np.random.default_rng(5), 1000, 128) for ex in (seven, eight)]
+    for _ in range(20):  # two epochs and more
+        np.testing.assert_array_equal(*(next(stream) for stream in streams))
+
+
+@pytest.mark.parametrize("number", [7, 8])
+def test_evaluates_on_the_test_set(number, mnist, monkeypatch, tmp_path):
+    """Trained on true labels, tested on labels that are all wrong."""
+    train, (images, labels) = mnist
+    monkeypatch.setattr(data, "mnist", lambda dry_run=False: (train, (images, (labels + 1) % 10)))
+    ex = load(number)
+    metrics = ex.main(ex.Config(out=tmp_path, steps=300, device="cpu"))
+    series = read_metrics(tmp_path)
+    assert metrics["test_accuracy"] == series["test", "accuracy"][300] < 0.05
+    assert series["test", "accuracy"][200] < 0.05
+    assert series["train", "loss"][299] < 1
+
+
+def test_seed_is_that_of_weights_and_of_batches(tmp_path, monkeypatch):
+    ex = load(8)
+    first = {}
+    for seed in (0, 1):
+        ex.main(ex.Config(dry_run=True, seed=seed, out=tmp_path, device="cpu"))
+        first[seed] = read_metrics(tmp_path)
+    assert first[0]["test", "loss"][0] != first[1]["test", "loss"][0]  # the weights differ
+    params = ex.init_params(jax.random.key(0), ex.Config())
+    monkeypatch.setattr(ex, "init_params", lambda key, config: params)
+    for seed in (0, 1):
+        ex.main(ex.Config(dry_run=True, seed=seed, out=tmp_path, device="cpu"))
+        first[seed] = read_metrics(tmp_path)
+    assert first[0]["test", "loss"][0] == first[1]["test", "loss"][0]
+    assert first[0]["train", "loss"][0] != first[1]["train", "loss"][0]  # and so does the order
