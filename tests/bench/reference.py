@@ -50,7 +50,9 @@ def main(config: Config) -> None:
                     for picture in out.glob("*.png"):
                         shutil.copy(picture, train_py(number).parent)
         versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-        print(f"\n{result['exercise']} {config.flags}, seeds 0 to {config.seeds - 1}; {result['device']}; {versions}")
+        print(
+            f"\n{' '.join([result['exercise'], *flags])}, seeds 0 to {config.seeds - 1}; {result['device']}; {versions}"
+        )
         for name in runs[0]:
             values = np.array([run[name] for run in runs])
             print(f"| {name} | {values.mean():.6g} ± {values.std(ddof=config.seeds > 1):.2g} |", flush=True)
