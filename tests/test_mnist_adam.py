@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from helpers import load, read_metrics
 
-from common import data
+from common import UserError, data
+from common.record import jax_device
 
 
 def twins(hidden=32, layers=3):
@@ -175,3 +176,16 @@ def test_seed_is_that_of_weights_and_of_batches(tmp_path, monkeypatch):
         first[seed] = read_metrics(tmp_path)
     assert first[0]["test", "loss"][0] == first[1]["test", "loss"][0]
     assert first[0]["train", "loss"][0] != first[1]["train", "loss"][0]  # and so does the order
+
+
+def test_device(monkeypatch):
+    assert jax_device("cpu").platform == "cpu"
+    assert jax_device("auto") == jax.devices()[0]
+
+    def no_plugin(name):
+        raise RuntimeError(f"Unknown backend {name}")
+
+    monkeypatch.setattr(jax, "devices", no_plugin)
+    ex = load(8)
+    with pytest.raises(UserError, match="--device cuda: JAX finds no such device on this machine.*use --device cpu"):
+        ex.main(ex.Config(dry_run=True, device="cuda"))
