@@ -1,7 +1,8 @@
-"""The pictures that a run leaves behind, drawn from its files alone."""
+"""The pictures that a run leaves behind; loss.png is drawn from its files alone."""
 
 import csv
 import json
+import math
 import textwrap
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def plot_loss(out: Path, unit: str, log: str = "") -> None:
         ax.spines[["top", "right"]].set_visible(False)
         ax.legend(frameon=False)
     figure.suptitle(_title(result, width=70 * len(names)), fontsize=11)
-    _save(figure, out / "loss.png")
+    save(figure, out / "loss.png")
 
 
 def plot_runs(outs: Positional[tuple[Path, ...]], picture: Path) -> None:
@@ -79,7 +80,7 @@ def plot_runs(outs: Positional[tuple[Path, ...]], picture: Path) -> None:
         ax.grid(alpha=0.25)
         ax.spines[["top", "right"]].set_visible(False)
         ax.legend(frameon=False)
-    _save(figure, picture)
+    save(figure, picture)
 
 
 def plot_regions(out: Path, predict, x: np.ndarray, y: np.ndarray) -> None:
@@ -107,7 +108,32 @@ def plot_regions(out: Path, predict, x: np.ndarray, y: np.ndarray) -> None:
         ylabel="feature 1 (standard deviations)",
         title="\n".join(textwrap.wrap(_final(result), 56)),
     )
-    _save(figure, out / "regions.png")
+    save(figure, out / "regions.png")
+
+
+def plot_features(out: Path, filters: np.ndarray, image: np.ndarray, maps: np.ndarray) -> None:
+    """Draw out/features.png: a convolution's first sixteen filters, an image, and what each filter makes of it.
+
+    `filters` has shape (k, k, C), `image` (H, W), `maps` (h, w, C). Filters are red where they ask for ink and blue
+    where they ask for paper, all on one scale; maps are white at 0. Raises UserError where it cannot be written.
+    """
+    filters, maps = np.asarray(filters), np.asarray(maps)
+    figure = Figure(figsize=(14, 5.2), dpi=120, layout="constrained")
+    left, middle, right = figure.subfigures(1, 3, width_ratios=(5, 4, 5))
+    reach = abs(filters).max()
+    for part, title, pictures, style in (
+        (left, "filters: red asks for ink, blue for paper", filters, {"cmap": "RdBu_r", "vmin": -reach, "vmax": reach}),
+        (middle, "a digit of the test set", np.asarray(image)[..., None], {"cmap": "gray_r"}),
+        (right, "its feature maps", maps, {"cmap": "gray_r", "vmin": 0, "vmax": maps.max()}),
+    ):
+        part.suptitle(title)
+        side = math.ceil(min(pictures.shape[-1], 16) ** 0.5)
+        axes = part.subplots(side, side, squeeze=False).ravel()
+        for ax in axes:
+            ax.axis("off")
+        for ax, picture in zip(axes, np.moveaxis(pictures, -1, 0)):
+            ax.imshow(picture, **style)
+    save(figure, out / "features.png")
 
 
 def _log_percent(ax) -> None:
@@ -175,11 +201,15 @@ def _read_metrics(path: Path) -> dict[tuple[str, str], tuple[np.ndarray, np.ndar
     return {key: tuple(np.array(column) for column in zip(*rows)) for key, rows in series.items()}
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure to a PNG file; raises UserError, with the reason, where that cannot be done."""
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path)
     except OSError as error:
-        raise UserError(f"cannot write {path} ({error.strerror or error}): metrics.csv beside it is whole") from None
+        raise UserError(
+            f"cannot write {path} ({error.strerror or error}): choose another folder with --out DIR"
+        ) from None
 
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@ from common.curriculum import ROOT
 DRY_RUN_STEPS = 3
 BAR = "{percentage:3.0f} % of {total_fmt} steps, {remaining} left{postfix}"
 PROGRESS_LINES = 20  # printed by a whole run when the output is not a terminal
-RUN_FILES = ("regions.png", "samples.txt", "loss.png", "result.json", "metrics.csv")  # a run starts these anew
+PICTURES = ("regions.png", "features.png", "loss.png")
+RUN_FILES = (*PICTURES, "samples.txt", "result.json", "metrics.csv")  # a run starts these anew
 LARGEST = float(np.finfo(np.float32).max)  # 3.4e38
 LARGEST_INT = 2**53  # every library takes it
 OUT_OF_MEMORY = ("out of memory", "allocate memory", "not enough memory", "size calculation overflowed")
@@ -181,21 +182,23 @@ def clean_exit() -> Iterator[None]:
         sys.exit(130)
 
 
-def check_config(config, **least: float) -> None:
+def check_config(config, **ranges: float | tuple[float, float]) -> None:
     """Raise ValueError, which the command line shows as one sentence, unless every number in the config is in range.
 
-    A number must be above 0, or at least `least[name]` where that is given, and fit into float32, a whole one below
-    2**53; a seed must not be negative.
+    A number must be above 0 and fit into float32, a whole one below 2**53; a seed must not be negative. `ranges` gives
+    by name the least that another number may be, or the least and the most.
     """
     for name, value in vars(config).items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
-        flag, least_value = "--" + name.replace("_", "-"), {"seed": 0, **least}.get(name)
-        largest = LARGEST_INT if isinstance(value, int) else LARGEST
-        if least_value is None and not 0 < value <= largest:
-            raise ValueError(f"{flag} must be above 0 and at most {largest:.2g}, not {value}")
-        if least_value is not None and not least_value <= value <= largest:
-            raise ValueError(f"{flag} must be at least {least_value} and at most {largest:.2g}, not {value}")
+        flag, least = "--" + name.replace("_", "-"), {"seed": 0, **ranges}.get(name)
+        most = LARGEST_INT if isinstance(value, int) else LARGEST
+        if isinstance(least, tuple):
+            least, most = least
+        if least is None and not 0 < value <= most:
+            raise ValueError(f"{flag} must be above 0 and at most {most:.2g}, not {value}")
+        if least is not None and not least <= value <= most:
+            raise ValueError(f"{flag} must be at least {least} and at most {most:.2g}, not {value}")
 
 
 def torch_device(name: str):

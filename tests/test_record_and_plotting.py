@@ -159,6 +159,10 @@ def test_check_config(tmp_path):
         check_config(Config(tmp_path, momentum=math.inf), momentum=0)
     with pytest.raises(ValueError, match=r"--momentum must be above 0 and at most 3\.4e\+38, not 0\.0"):
         check_config(Config(tmp_path))
+    check_config(Config(tmp_path, momentum=0.99), momentum=(0, 0.99))
+    for value in (-0.1, 0.991):
+        with pytest.raises(ValueError, match=f"--momentum must be at least 0 and at most 0.99, not {value}"):
+            check_config(Config(tmp_path, momentum=value), momentum=(0, 0.99))
 
 
 def test_smoothing():
@@ -173,7 +177,7 @@ def test_smoothing():
 def test_loss_picture(tmp_path, monkeypatch):
     run_to_the_end(tmp_path, **{"ln 2": math.log(2), "floor": 0.01})
     figures = []
-    monkeypatch.setattr(plotting, "_save", lambda figure, path: figures.append((figure, path)))
+    monkeypatch.setattr(plotting, "save", lambda figure, path: figures.append((figure, path)))
     plotting.plot_loss(tmp_path, "nats per sample", log="xy")
     ((figure, path),) = figures
     assert path == tmp_path / "loss.png"
