@@ -1,0 +1,101 @@
+"""Draw the norm of the loss's gradient by depth, in new networks with and without shortcuts.
+
+    python ex10_mnist_resnet/gradients.py
+
+Writes gradients.png into out/, in half a minute on two CPU cores.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import train as ex10
+import tyro
+from matplotlib.figure import Figure
+
+from common.plotting import CLASSES, save
+from common.record import check_config, clean_exit
+
+KINDS = {
+    "with shortcuts, and 0 as the last scale of a block": (True, 0.0),
+    "with shortcuts": (True, 1.0),
+    "without shortcuts": (False, 1.0),
+}
+
+
+@dataclass
+class Config:
+    blocks: int = 16  # residual blocks of each of the two stages, with two convolutions each
+    batch_size: int = 128  # images that the loss is the mean over, B
+    seeds: int = 3  # networks of each kind, with seeds 0, 1, …
+    out: Path = Path(__file__).parent / "out"  # folder for the picture
+    dry_run: bool = False  # on made-up images, to see that everything works
+
+    def __post_init__(self):
+        check_config(self)
+
+
+def gradient_norms(params, images, y):
+    """Return the norms of the loss's gradient with respect to what enters each block, from the first block to the last.
+
+    `images` (B, H, W) and their classes `y` (B,) go through the network of `params` in training mode. Then the gradient
+    goes back through one block at a time: jax.vjp returns what a block makes of x, and the function that takes the
+    gradient with respect to that to the gradient with respect to x.
+    """
+    x, _ = ex10.batch_norm(ex10.conv(images[..., None], params["stem"]["w"], stride=2), params["stem"], training=True)
+    x, pullbacks = jax.nn.relu(x), []  # (B, H, W, C)
+    for block in params["blocks"]:
+        x, pullback, _ = jax.vjp(lambda x, block=block: ex10.residual_block(x, block, training=True), x, has_aux=True)
+        pullbacks.append(pullback)
+    head = params["head"]
+    grad = jax.grad(lambda x: ex10.loss_fn(x.mean((1, 2)) @ head["w"] + head["b"], y))(x)  # (B, H, W, C)
+    norms = []
+    for pullback in reversed(pullbacks):
+        (grad,) = pullback(grad)  # (B, H, W, C)
+        norms.append(jnp.linalg.norm(grad).item())
+    return norms[::-1]
+
+
+def draw(path, norms):
+    """Draw the norms, an array (seeds, blocks) for each kind of network, over the number of the block."""
+    figure = Figure(figsize=(7, 5), dpi=120, layout="constrained")
+    ax = figure.subplots()
+    for color, (name, values) in zip(CLASSES, norms.items()):
+        ax.plot(np.arange(1, values.shape[1] + 1), values.T, color=color, linewidth=1.2)
+        ax.plot([], [], color=color, label=name)
+    ax.set(
+        yscale="log",
+        xlabel="residual block, counted from the image",
+        ylabel="norm of the gradient with respect to its input",
+        title=f"new networks of {values.shape[1]} blocks, {len(values)} seeds each",
+    )
+    ax.grid(alpha=0.25)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False)
+    save(figure, path)
+
+
+def main(config: Config) -> dict[str, np.ndarray]:
+    x, y, _, _ = ex10.make_data(config)
+    x, y = x[: config.batch_size], y[: config.batch_size]  # (B, H, W), (B,)
+    norms = {}
+    for name, (shortcuts, scale) in KINDS.items():
+        rows = []
+        for seed in range(config.seeds):
+            params = ex10.init_params(jax.random.key(seed), ex10.Config(blocks=config.blocks, shortcuts=shortcuts))
+            for block in params["blocks"]:
+                block["conv2"]["scale"] = jnp.full_like(block["conv2"]["scale"], scale)
+            rows.append(gradient_norms(params, x, y))
+        norms[name] = np.array(rows)  # (seeds, blocks)
+        ratio = norms[name][:, 0] / norms[name][:, -1]  # (seeds,)
+        print(f"{name}: the first block's over the last block's, by seed: {', '.join(f'{r:.3g}' for r in ratio)}")
+    draw(config.out / "gradients.png", norms)
+    print(f"picture: {config.out / 'gradients.png'}")
+    return norms
+
+
+if __name__ == "__main__":
+    with clean_exit():
+        main(tyro.cli(Config, description=__doc__))
