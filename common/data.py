@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import math
 import os
+import re
 import struct
 import sys
 import zlib
@@ -72,6 +73,31 @@ def shakespeare(dry_run: bool = False) -> str:
         return "First Citizen:\nWe dry the run, and run it dry; speak, speak.\n\nAll:\nSpeak, speak!\n\n" * 40
     path = fetch("shakespeare", "input.txt", SHAKESPEARE_SHA256["input.txt"], SHAKESPEARE_MIRRORS)
     return path.read_text(encoding="utf-8")
+
+
+def text(path: Path) -> str:
+    """Return the text of a user's own file; raises DataError where it cannot be read, is not UTF-8, or is empty."""
+    try:
+        content = path.read_text(encoding="utf-8-sig")  # without the mark that some editors put in front
+    except OSError as error:
+        raise DataError(f"cannot read the text {path}: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from None
+    if not content.strip():
+        raise DataError(f"the text {path} is empty")
+    return content
+
+
+def split_words(content: str) -> list[str]:
+    """Return the words of a text in order: runs of letters and apostrophes, single other characters, ends of lines."""
+    return re.findall(r"[A-Za-z']+|[^\sA-Za-z']|\n", content)
+
+
+def join_words(words: list[str]) -> str:
+    """Return words as a text that reads as English: no space before a comma, at a hyphen or at the ends of a line."""
+    content = re.sub(r" ([.,:;?!)\]])", r"\1", " ".join(words))
+    content = re.sub(r"([(\[]) ", r"\1", content)
+    return re.sub(r" ?([-\n]) ?", r"\1", content)
 
 
 def fetch(folder: str, name: str, sha256: str, mirrors: tuple[str, ...]) -> Path:

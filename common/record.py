@@ -9,7 +9,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from common import UserError
 from common.curriculum import ROOT
+from common.data import join_words
 
 DRY_RUN_STEPS = 3
 BAR = "{percentage:3.0f} % of {total_fmt} steps, {remaining} left{postfix}"
@@ -111,6 +112,28 @@ class Run:
                 raise UserError(f"{split} {name} is {value} at step {step} with learning rate {rate}: {advice}")
             self.latest[f"{split} {name}"] = value
         self._write_csv("".join(f"{step},{split},{name},{value!r}\n" for name, value in values.items()))
+
+    def sample(self, step: int, words: Iterable[int], vocab: list[str], training: Iterable[int]) -> None:
+        """Append a text that a model wrote, its words given as numbers, to samples.txt, and print it.
+
+        Over it stands the share of its 4-grams that the training words have too: a model that copies is seen. Number 0,
+        the unknown word, is left out of the text. Raises UserError where the disk takes no more.
+        """
+        words = [int(word) for word in words]
+        if not hasattr(self, "_known"):
+            training = [int(word) for word in training]
+            self._known = set(zip(*(training[i:] for i in range(4))))
+        grams = [gram for gram in zip(*(words[i:] for i in range(4))) if 0 not in gram]
+        copied = sum(gram in self._known for gram in grams) / max(1, len(grams))
+        text = join_words([vocab[word] for word in words if word])
+        entry = f"--- step {step}, {copied:.0%} of its 4-grams stand in the training text\n{text}\n\n"
+        path = self.config.out / "samples.txt"
+        try:
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(entry)
+        except OSError as error:
+            raise UserError(f"cannot write to {path} ({_reason(error)}): every row of metrics.csv is kept") from None
+        tqdm.write(entry, file=sys.stdout, end="")
 
     def finish(self, **metrics: float) -> dict[str, float]:
         """Write result.json with the final metrics, print the result line, return the metrics."""

@@ -1,10 +1,10 @@
-"""Compare settings of an MNIST exercise on validation images, so that none is chosen on the test set.
+"""Compare settings of an exercise on held-out training data, so that none is chosen on the test set.
 
     python tests/bench/choose.py 7 hidden=256 "hidden=512 learning-rate=0.05" --seeds 3
 
-Trains the exercise's own main() with each string of flags on the first 54,000 training images, and prints the accuracy
-on the other 6,000 (last evaluation, mean ± standard deviation over seeds) and the seconds a run. The test set stays
-out of it.
+Trains the exercise's own main() with each string of flags on the first nine tenths of the training images or words, and
+prints accuracy and loss on the others (last evaluation, mean ± standard deviation over seeds) and the seconds a run.
+The test set stays out of it.
 """
 
 import contextlib
@@ -29,15 +29,19 @@ class Config:
     exercise: tyro.conf.Positional[int]  # number of the exercise
     settings: tyro.conf.Positional[tuple[str, ...]] = ("",)  # each a string of that exercise's flags, as flag=value
     seeds: int = 3  # runs of each setting, with seeds 0, 1, …
-    held_out: int = 6_000  # last training images, kept for validation
 
 
 def main(config: Config) -> None:
     module = load(config.exercise)
-    (images, labels), _ = data.mnist()
-    train = images[: -config.held_out], labels[: -config.held_out]
-    validation = images[-config.held_out :], labels[-config.held_out :]
-    data.mnist = lambda dry_run=False: (train, validation)  # what the exercise takes for the test set
+    if config.exercise < 11:
+        (images, labels), _ = data.mnist()
+        cut = len(images) * 9 // 10
+        train, validation = (images[:cut], labels[:cut]), (images[cut:], labels[cut:])
+        data.mnist = lambda dry_run=False: (train, validation)  # what the exercise takes for the test set
+    else:  # whose test set is the last tenth of the words
+        words = data.split_words(data.shakespeare())
+        text = data.join_words(words[: len(words) * 9 // 10])
+        data.shakespeare = lambda dry_run=False: text
     for setting in config.settings:
         results = []
         for seed in range(config.seeds):
@@ -49,7 +53,7 @@ def main(config: Config) -> None:
         (accuracy, loss, seconds), deviation = np.mean(results, axis=0), np.std(results, axis=0, ddof=config.seeds > 1)
         print(
             f"{setting or '(defaults)':60s} validation accuracy {accuracy:.2f} ± {deviation[0]:.2f} %, "
-            f"loss {loss:.4f}, {seconds:.1f} s",
+            f"loss {loss:.4f} ± {deviation[1]:.4f}, {seconds:.1f} s",
             flush=True,
         )
 

@@ -1,0 +1,207 @@
+"""Exercise 12: "Add a new evaluation mode: autoregressive sampling. Do this every time you evaluate the test set."
+
+Changes from ex11:
+- The model writes: it draws a word from its own prediction, appends it to what it looks back at, and draws the next.
+- Temperature, top-k and top-p say how far from the likeliest word it may go.
+- Samples are drawn by a generator of their own, so that they change no number of the training.
+
+    python ex12_sampling/train.py
+
+TODO
+"""
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import tyro
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from common import UserError, data
+from common.plotting import plot_loss
+from common.record import Run, check_config, clean_exit, torch_device
+
+
+@dataclass
+class Config:
+    block_size: int = 6  # words that the model looks back at, T
+    layers: int = 2  # linear maps between the embeddings and the logits
+    hidden: int = 512  # width of each hidden layer
+    channels: int = 160  # width of a word's embedding, C
+    dropout: float = 0.3  # share of the embeddings and hidden units that is set to 0 in training
+    batch_size: int = 256  # samples per step, B
+    steps: int = 4_000  # updates of the parameters (1,027 of them are an epoch)
+    learning_rate: float = 0.002  # largest step size of AdamW
+    warmup_steps: int = 200  # steps in which it rises to that; then it falls to 0 along a half cosine
+    weight_decay: float = 0.1  # AdamW pulls the parameters towards 0 by this times the learning rate at every step
+    eval_every: int = 1_000  # steps between two evaluations on the test set
+    prompt: str = "ROMEO:\n"  # text that samples go on from
+    sample_words: int = 100  # words of a sample
+    temperature: float = 0.8  # logits are divided by it before a word is drawn; 0: the likeliest word
+    top_k: int = 0  # draw from this many of the likeliest words; 0: from all
+    top_p: float = 0.95  # draw from the fewest words that have this probability together
+    seed: int = 0  # of everything that is drawn at random
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # where to compute; auto is a GPU where there is one
+    text: Path | None = None  # a text file of your own (UTF-8) instead of Tiny Shakespeare
+    out: Path = Path(__file__).parent / "out"  # folder for what the run writes
+    dry_run: bool = False  # three steps only, to see that everything works
+
+    def __post_init__(self):
+        check_config(self, dropout=(0, 0.99), weight_decay=0, temperature=0, top_k=0, top_p=(0.01, 1))
+
+
+def read_words(config):
+    """Return the training words (N,) and the test words (M,) as numbers, and the vocabulary: the words by number."""
+    words = data.split_words(data.text(config.text) if config.text else data.shakespeare(config.dry_run))
+    cut = len(words) * 9 // 10
+    counts = Counter(words[:cut])
+    vocab = ["<unk>"] + [word for word in counts if counts[word] >= 2]  # by first occurrence; <unk> is all other words
+    if cut <= config.block_size or len(vocab) == 1:
+        raise UserError(
+            f"the text's {cut} training words must be more than --block-size {config.block_size}, and hold a word twice"
+        )
+    return encode(words[:cut], vocab), encode(words[cut:], vocab), vocab
+
+
+def encode(words, vocab):
+    """Return a list of words as numbers (N,), their places in the vocabulary."""
+    numbers = {word: number for number, word in enumerate(vocab)}
+    return torch.tensor([numbers.get(word, 0) for word in words])  # (N,)
+
+
+def make_data(config, train, test, device):
+    """Return contexts (N, T) and next words (N,) of the training words, then those of the test words."""
+    tensors = []
+    for words in train, torch.cat([train[-config.block_size :], test]):  # every test word has a full context
+        words = words.to(device)
+        tensors += [words.unfold(0, config.block_size, 1)[:-1], words[config.block_size :]]  # (N, T), (N,)
+    return tensors
+
+
+def batches(rng, n, batch_size):
+    """Yield the indices (B,) of one minibatch after another, for ever; every epoch is a new shuffle of 0, …, n - 1."""
+    while True:
+        order = rng.permutation(n)  # (n,)
+        for start in range(0, n - batch_size + 1, batch_size):
+            yield order[start : start + batch_size]  # (B,)
+
+
+class MLP(nn.Module):
+    """Embeddings side by side, linear layers with a ReLU between every two: words (B, T) to logits (B, V)."""
+
+    def __init__(self, config, vocab_size):
+        super().__init__()
+        self.embedding = nn.Embedding(vocab_size, config.channels)
+        widths = [config.block_size * config.channels] + [config.hidden] * (config.layers - 1) + [config.channels]
+        self.layers = nn.ModuleList(nn.Linear(fan_in, fan_out) for fan_in, fan_out in pairwise(widths))
+        self.dropout = nn.Dropout(config.dropout)
+        self.head = nn.Linear(config.channels, vocab_size)
+        nn.init.normal_(self.embedding.weight, std=0.02)
+        self.head.weight = self.embedding.weight  # one table for both: words alike going in are alike coming out
+
+    def forward(self, words):
+        x = self.dropout(self.embedding(words)).flatten(1)  # (B, T · C)
+        for layer in self.layers:
+            x = self.dropout(F.relu(layer(x)))  # (B, hidden)
+        return self.head(x)  # (B, V)
+
+
+loss_fn = F.cross_entropy  # logits (B, V), words (B,): the mean over the batch ()
+
+
+@torch.no_grad()
+def evaluate(model, x, y):
+    """Return what is measured of the model on the samples x, y, by name."""
+    model.eval()  # without dropout
+    loss, right, count = 0.0, 0, 0
+    for x_part, y_part in zip(x.split(1024), y.split(1024)):  # (P, T), (P,): the logits of all would need a gigabyte
+        logits = model(x_part)  # (P, V)
+        assert logits.shape[:-1] == y_part.shape
+        loss += loss_fn(logits, y_part).item() * len(y_part)
+        right += (logits.argmax(-1) == y_part).sum().item()
+        count += len(y_part)
+    model.train()
+    return {"loss": loss / count, "accuracy": right / count}
+
+
+def draw(logits, config, generator):
+    """Return a word (1,) drawn from the logits (V,) with temperature, top-k and top-p (Holtzman et al. 2020)."""
+    logits[0] = -torch.inf  # never <unk>
+    if config.temperature == 0:
+        return logits.argmax(keepdim=True)
+    probs, words = F.softmax(logits / config.temperature, dim=0).sort(descending=True)  # (V,), (V,)
+    probs[config.top_k or len(probs) :] = 0
+    before = probs.cumsum(0) - probs  # (V,): what the likelier words have together
+    probs[before >= config.top_p * probs.sum()] = 0
+    return words[torch.multinomial(probs, 1, generator=generator)]
+
+
+@torch.no_grad()
+def sample(model, words, config):
+    """Return the words (N,) and those that the model draws after them, one at a time, each from its own prediction."""
+    model.eval()  # without dropout
+    generator = torch.Generator(words.device).manual_seed(config.seed)  # so that training draws what it would have
+    for _ in range(config.sample_words):
+        logits = model(words[None, -config.block_size :])[0]  # (V,)
+        words = torch.cat([words, draw(logits, config, generator)])
+    model.train()
+    return words
+
+
+def learning_rate(config, step):
+    """Return the step size: a straight line up, then half a cosine down to 0."""
+    warmup = min(1, (step + 1) / config.warmup_steps)
+    return config.learning_rate * warmup * (1 + math.cos(math.pi * step / config.steps)) / 2
+
+
+def main(config: Config) -> dict[str, float]:
+    rng = np.random.default_rng(config.seed)
+    torch.manual_seed(config.seed)  # for what torch itself draws at random
+    device = torch_device(config.device)
+    train, test, vocab = read_words(config)
+    x, y, x_test, y_test = make_data(config, train, test, device)
+    if config.batch_size > len(x):
+        raise UserError(f"--batch-size {config.batch_size} is more than the {len(x)} words there are to predict")
+    unknown = (test == 0).sum() / len(test)  # ()
+    print(f"data: {len(train)} training and {len(test)} test words ({unknown:.1%} unknown), vocabulary {len(vocab)}")
+
+    prompt = encode(["<unk>"] * config.block_size + data.split_words(config.prompt), vocab).to(device)  # (T + P,)
+    if not prompt.any() or config.top_k > len(vocab):
+        raise UserError(f"--prompt {config.prompt!r} needs a word of the vocabulary, and --top-k at most {len(vocab)}")
+
+    minibatches = DataLoader(TensorDataset(x, y), sampler=batches(rng, len(x), config.batch_size), batch_size=None)
+    model = MLP(config, len(vocab)).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=config.weight_decay)
+    frequency = (torch.bincount(train, minlength=len(vocab)) + 1) / (len(train) + len(vocab))  # (V,): counts plus one
+    baselines = {"unigram": -frequency.log()[test].mean(), "ln V": np.log(len(vocab))}
+    with Run(config, baselines, device) as run:
+        for step, (x_batch, y_batch) in zip(run.steps(config.steps), minibatches):  # (B, T), (B,)
+            if step % config.eval_every == 0:
+                run.record(step, "test", **evaluate(model, x_test, y_test))
+                run.sample(step, sample(model, prompt, config), vocab, train)
+            optimizer.param_groups[0]["lr"] = learning_rate(config, step)
+            loss = loss_fn(model(x_batch), y_batch)  # ()
+            run.record(step, "train", loss=loss.item())
+            loss.backward()  # adds dL/dparam to the grad of every param
+            optimizer.step()
+            optimizer.zero_grad()  # else the next backward() would add to this one's
+        test = evaluate(model, x_test, y_test)
+        run.record(step + 1, "test", **test)
+        run.sample(step + 1, sample(model, prompt, config), vocab, train)
+        metrics = run.finish(
+            test_loss=test["loss"], test_perplexity=np.exp(test["loss"]), test_accuracy=test["accuracy"]
+        )
+    plot_loss(config.out, "nats per word")
+    return metrics
+
+
+if __name__ == "__main__":
+    with clean_exit():
+        main(tyro.cli(Config, description=__doc__))
