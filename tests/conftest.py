@@ -33,6 +33,19 @@ def shakespeare():
     return _require(data.shakespeare)
 
 
+@pytest.fixture(scope="session")
+def photographs():
+    """Return the folder of a sample of ImageNet: train and val of ten classes, and 40 files of the original size."""
+
+    def find():
+        folder = data.data_dir() / "imagenet_sample"
+        if not folder.is_dir():
+            raise data.DataError(f"{folder}, a sample of ImageNet's photographs, is missing")
+        return folder
+
+    return _require(find)
+
+
 def _require(read):
     try:
         return read()
