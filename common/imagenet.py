@@ -65,6 +65,29 @@ class Packed:
             return file.read(self.lengths[i])
 
 
+@dataclass
+class MadeUp:
+    """N random pictures in place of a Packed, for runs without data."""
+
+    classes: list[str]  # their names
+    labels: np.ndarray  # (N,) of int32
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, i: int) -> bytes:
+        colours = np.random.default_rng(i).integers(0, 256, (4, 5, 3), np.uint8)
+        file = io.BytesIO()
+        Image.fromarray(colours).resize((80, 64)).save(file, "JPEG")
+        return file.getvalue()
+
+
+def made_up(classes: int) -> tuple[MadeUp, MadeUp]:
+    """Return 10,000 random pictures for training and 100 for validation; nothing is read or written."""
+    names = [f"class{label}" for label in range(classes)]
+    return tuple(MadeUp(names, (np.arange(n) % classes).astype(np.int32)) for n in (10_000, 100))
+
+
 def prepare(source: str, side: int = 256, workers: int = 0, on_error: str = "stop") -> tuple[Packed, Packed]:
     """Return the training and the validation set of a source, packed with short sides of at most `side` pixels.
 
