@@ -2,6 +2,7 @@
 
 import json
 import os
+import struct
 import zipfile
 import zlib
 from dataclasses import asdict, fields
@@ -12,6 +13,7 @@ import numpy as np
 from common import UserError
 
 NAME = "checkpoint.npz"
+ZIP = (zipfile.BadZipFile, zlib.error, struct.error)
 
 
 def save(run, step: int, state) -> None:
@@ -55,7 +57,7 @@ def load(out: Path) -> tuple[dict[str, np.ndarray], dict]:
         return arrays, {name: notes[name] for name in ("config", "step", "run")}
     except FileNotFoundError:
         raise UserError(f"there is no checkpoint {path}: train without --resume first, or give its --out") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, RuntimeError, ArithmeticError, *ZIP):
         raise UserError(f"{path} is damaged, or no checkpoint of this course, and was not used") from None
 
 

@@ -1,9 +1,10 @@
 """Measure the exercises that are made for a GPU, on a machine that has one, and print the tables of their READMEs.
 
-    python tests/gpu/reference.py 14
+    python tests/gpu/reference.py 14 15
 
 Nothing else should run on the machine. `--dry-run` makes a few steps of everything on a small network, also on a CPU,
-to see that it works. On a CPU, `--tables changes --steps-per-call 2` measures the second table alone.
+to see that it works. On a CPU, `--tables changes --steps-per-call 2` measures 14's second table alone. How fast 15's
+loader is by itself, tests/bench/loader.py says.
 """
 
 import json
@@ -31,12 +32,22 @@ TARGETS = {  # of exercise 14: what is asked, and the flags for it
     "99.5 % in 1 s (the preset)": "",
     "99.65 % in 6 s": "--steps 6000 --eval-every 6000 --rotate 10 --scale 0.1 --shear 0.1 --shift 2",
 }
+SPEEDS = {  # of exercise 15, at its GPU preset: what is measured, and the flags for it
+    "the device alone": "--dummy-data",
+    "with photographs": "",
+    "the device alone, at 160 pixels": "--dummy-data --train-size 160",
+    "with photographs, at 160 pixels": "--train-size 160",
+}
+IMAGENET = 1_281_167  # training images
+TABLES = {14: ("targets", "changes"), 15: ("speed",)}
 
 
 @dataclass
 class Config:
-    exercises: tyro.conf.Positional[tuple[int, ...]]  # numbers of the exercises: 14
-    tables: tuple[Literal["targets", "changes"], ...] = ("targets", "changes")  # which tables
+    exercises: tyro.conf.Positional[tuple[int, ...]]  # numbers of the exercises: 14, 15
+    tables: tuple[Literal["targets", "changes", "speed"], ...] = ("targets", "changes", "speed")  # which of theirs
+    data: str = "imagenette"  # the photographs of "speed", as exercise 15's --data
+    steps: int = 400  # of each run of "speed"
     seeds: int = 20  # runs of each target
     seconds: float = 3.0  # that each change is timed for in a round, at least
     rounds: int = 3  # of all changes, one after the other; the best of each counts
@@ -150,12 +161,32 @@ def changes(config):
     print(f"\nbest of {config.rounds} rounds in turn; {limit}; {device.device_kind}; jax {jax.__version__}\n")
 
 
+def speed(config):
+    """Print how many images a second exercise 15 trains on, the share of the time that it waits for them, and hours."""
+    print("| | images per second | waiting | 16 epochs of ImageNet | 90 epochs |\n|---|---|---|---|---|")
+    for name, flags in SPEEDS.items():
+        flags = f"{flags} --data {config.data} --steps {config.steps} --eval-every {config.steps}"
+        if config.dry_run:
+            flags += " --dry-run --depth 18 --channels 2 --batch-size 8 --size 32 --train-size 32 --workers 0"
+        with tempfile.TemporaryDirectory() as out:
+            command = [sys.executable, train_py(15), "--out", out, *flags.split()]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            result = json.loads((Path(out) / "result.json").read_text())
+        rate, waiting = (result["metrics"][key] for key in ("images_per_second", "data_ms"))
+        waiting /= result["metrics"]["step_ms"]
+        hours = [f"{epochs * IMAGENET / rate / 3600:.1f} h" for epochs in (16, 90)]
+        print(f"| {name} | {rate:,.0f} | {waiting:.1%} | {' | '.join(hours)} |", flush=True)
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    print(f"\n{config.steps} steps; {result['device']}; {versions}; commit {result['commit']}\n")
+
+
 def main(config: Config) -> None:
     if config.dry_run:
         config.seeds = 2
-    assert config.exercises == (14,), "so far there is only exercise 14"
-    for table in config.tables:
-        {"targets": targets, "changes": changes}[table](config)
+    for number in config.exercises:
+        for table in TABLES[number]:
+            if table in config.tables:
+                {"targets": targets, "changes": changes, "speed": speed}[table](config)
 
 
 if __name__ == "__main__":
