@@ -348,13 +348,26 @@ def test_kill_and_resume_from_the_command_line(folder, tmp_path):
     notes = jax_run.load(tmp_path / "killed")[1]
     assert notes["config"]["on_error"] == "skip"
     assert notes["config"]["channels"] == 2
-    # and what cannot be resumed is refused, before anything is lost
-    other = run(15, "--resume", "--out", tmp_path / "killed", "--channels", 4, "--steps", 20)
-    one_sentence(other, "is of another architecture: 0.", "has shape", "checkpoint.npz")
-    assert (tmp_path / "killed" / "metrics.csv").read_bytes() == whole
-    content = (tmp_path / "killed" / "checkpoint.npz").read_bytes()
-    (tmp_path / "killed" / "checkpoint.npz").write_bytes(content[: len(content) // 2])
-    one_sentence(run(15, "--resume", "--out", tmp_path / "killed"), "checkpoint.npz is damaged", "was not used")
+
+
+def test_checkpoint_that_is_another_is_refused(made_up, tmp_path):
+    """Before anything is lost, and flags over those of the checkpoint count."""
+    ex = made_up
+    ex.main(ex.Config(**TINY, steps=2, out=tmp_path))
+    history = (tmp_path / "metrics.csv").read_bytes()
+    start = ex.preset(ex.Config(resume=True, out=tmp_path))
+    assert start.channels == 2
+    config = tyro.cli(ex.Config, default=start, args=["--resume", "--steps", "4", "--channels", "4"])
+    with pytest.raises(UserError, match=r"checkpoint.npz is of another architecture: 0\.\S+ has shape \S+ there"):
+        ex.main(config)
+    config = tyro.cli(ex.Config, default=start, args=["--resume", "--steps", "4", "--depth", "34"])
+    with pytest.raises(UserError, match="is of another architecture"):
+        ex.main(config)
+    content = (tmp_path / "checkpoint.npz").read_bytes()
+    (tmp_path / "checkpoint.npz").write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match=r"checkpoint.npz is damaged"):
+        ex.preset(ex.Config(resume=True, out=tmp_path))
+    assert (tmp_path / "metrics.csv").read_bytes() == history
 
 
 def small_run(tmp_path, **flags):
