@@ -137,6 +137,9 @@ def plot_features(out: Path, filters: np.ndarray, image: np.ndarray, maps: np.nd
 
 
 def _log_percent(ax) -> None:
+    least, most = ax.dataLim.intervaly
+    if most < 3 * least:  # a logarithmic axis would have a label or two
+        return
     ax.set_yscale("log")
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.yaxis.set_major_formatter("{x:g}")
@@ -154,16 +157,18 @@ def _draw_split(ax, split: str, steps: np.ndarray, values: np.ndarray) -> None:
 
 
 def _draw_baselines(ax, baselines: dict[str, float]) -> None:
-    # The first, which a run must beat, has room at the right, where the loss is low; floors have it at the left.
-    for number, (label, value) in enumerate(baselines.items()):
+    # The first, which a run must beat, has room at the right, where the loss is low; a floor has it at the left.
+    to_beat = next(iter(baselines.values()), 0.0)
+    for label, value in baselines.items():
+        right = value >= to_beat
         ax.axhline(value, color=BASELINE, linestyle="--", linewidth=1)
         ax.annotate(
             f"{label}: {value:.4g}",
-            (0.01 if number else 0.99, value),
+            (0.99 if right else 0.01, value),
             xycoords=ax.get_yaxis_transform(),
             xytext=(0, 3),
             textcoords="offset points",
-            ha="left" if number else "right",
+            ha="right" if right else "left",
             fontsize=9,
             color=BASELINE,
         )
