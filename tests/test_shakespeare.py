@@ -219,6 +219,8 @@ def test_draw():
 
 def test_sample():
     ex, _, model = new_model(12)
+    for param in model.parameters():
+        torch.nn.init.normal_(param, std=0.3)  # so that what stands before a word matters
     config = small(ex, sample_words=30, temperature=1.0, top_p=1.0)
     prompt = torch.tensor([0] * 8 + [3, 4])
     torch.manual_seed(5)
@@ -241,6 +243,7 @@ def test_sample():
     for end in range(10, 15):
         logits = model(greedy[None, end - 8 : end])[0]
         assert greedy[end] == 1 + logits[1:].argmax()
+    assert len(set(greedy[10:].tolist())) > 1
 
 
 def test_sampling_changes_no_training_number(shakespeare, tmp_path):
