@@ -136,6 +136,25 @@ def plot_features(out: Path, filters: np.ndarray, image: np.ndarray, maps: np.nd
     save(figure, out / "features.png")
 
 
+def plot_attention(out: Path, weights: list[np.ndarray], words: list[str]) -> None:
+    """Draw out/attention.png: how much each of T words looks at each, in every head of every layer.
+
+    `weights` holds an array (A, T, T) for each layer: a row for the word that looks, a column for the word looked at.
+    Raises UserError where the picture cannot be written.
+    """
+    words = [repr(word)[1:-1] for word in words]  # the end of a line as \n
+    layers, heads = len(weights), len(weights[0])
+    figure = Figure(figsize=(3.6 * heads, 3.8 * layers), dpi=100, layout="constrained")
+    for layer, row in enumerate(figure.subplots(layers, heads, squeeze=False)):
+        for head, ax in enumerate(row):
+            ax.imshow(np.asarray(weights[layer][head]), cmap="Blues", vmin=0, vmax=1)
+            ax.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=9)
+            ax.set_xticks(range(len(words)), words, rotation=90, fontsize=7)
+            ax.set_yticks(range(len(words)), words, fontsize=7)
+    figure.suptitle("each row: where the word at its left looks")
+    save(figure, out / "attention.png")
+
+
 def _log_percent(ax) -> None:
     least, most = ax.dataLim.intervaly
     if most < 3 * least:  # a logarithmic axis would have a label or two

@@ -25,7 +25,7 @@ from common.data import join_words
 DRY_RUN_STEPS = 3
 BAR = "{percentage:3.0f} % of {total_fmt} steps, {remaining} left{postfix}"
 PROGRESS_LINES = 20  # printed by a whole run when the output is not a terminal
-PICTURES = ("regions.png", "features.png", "loss.png")
+PICTURES = ("regions.png", "features.png", "attention.png", "loss.png")
 RUN_FILES = (*PICTURES, "samples.txt", "result.json", "metrics.csv")  # a run starts these anew
 LARGEST = float(np.finfo(np.float32).max)  # 3.4e38
 LARGEST_INT = 2**53  # every library takes it
