@@ -50,6 +50,7 @@ class Run:
         self.device = str(device)
         self.exercise = Path(inspect.getfile(type(config))).resolve().parent
         self.latest: dict[str, float] = {}  # the newest value of each metric, for the progress line
+        self.quiet = False  # True for further seeds, which show no progress and leave no history
 
     def __enter__(self) -> "Run":
         out = self.config.out
@@ -89,10 +90,13 @@ class Run:
         """Yield 0, 1, …, total - 1, the number of updates already made, and show the progress; a dry run stops at 3."""
         total = min(total, DRY_RUN_STEPS) if self.config.dry_run else total
         on_terminal = sys.stdout is not None and sys.stdout.isatty()
-        self._bar = tqdm(range(total), file=sys.stdout, dynamic_ncols=True, bar_format=BAR, disable=not on_terminal)
+        hidden = self.quiet or not on_terminal
+        self._bar = tqdm(range(total), file=sys.stdout, dynamic_ncols=True, bar_format=BAR, disable=hidden)
         shown = 0.0
         for step in self._bar:
             yield step
+            if self.quiet:
+                continue
             if on_terminal and time.perf_counter() - shown > 0.2:
                 shown = time.perf_counter()
                 self._bar.set_postfix_str(self._progress(), refresh=False)
@@ -111,7 +115,8 @@ class Run:
                 advice = "lower --learning-rate" if step else "that is before any update, so look at the data"
                 raise UserError(f"{split} {name} is {value} at step {step} with learning rate {rate}: {advice}")
             self.latest[f"{split} {name}"] = value
-        self._write_csv("".join(f"{step},{split},{name},{value!r}\n" for name, value in values.items()))
+        if not self.quiet:
+            self._write_csv("".join(f"{step},{split},{name},{value!r}\n" for name, value in values.items()))
 
     def sample(self, step: int, words: Iterable[int], vocab: list[str], training: Iterable[int]) -> None:
         """Append a text that a model wrote, its words given as numbers, to samples.txt, and print it.
@@ -135,15 +140,20 @@ class Run:
             raise UserError(f"cannot write to {path} ({_reason(error)}): every row of metrics.csv is kept") from None
         tqdm.write(entry, file=sys.stdout, end="")
 
-    def finish(self, **metrics: float) -> dict[str, float]:
-        """Write result.json with the final metrics, print the result line, return the metrics."""
+    def finish(self, **metrics: float | list[float]) -> dict[str, float]:
+        """Write result.json with the final metrics, print the result line, return the metrics.
+
+        Of a list, one number for each seed, the metric is the mean; result.json has the list, too, under "finals".
+        """
         seconds = time.perf_counter() - self._start
-        metrics = {name: float(value) for name, value in metrics.items()}
+        finals = {name: values for name, values in metrics.items() if np.size(values) > 1}
+        metrics = {name: float(np.mean(value)) for name, value in metrics.items()}
         result = {
             "exercise": self.exercise.name,
             "seed": self.config.seed,
             "config": {name: _portable(value) for name, value in dataclasses.asdict(self.config).items()},
             "metrics": metrics,
+            **({"finals": finals} if finals else {}),
             "baselines": self.baselines,
             "seconds": round(seconds, 3),
             "device": _describe(self.device),
@@ -161,7 +171,9 @@ class Run:
             ) from None
         if self._bar is not None:
             self._bar.close()
-        shown = " ".join(f"{name}={value:.4g}" for name, value in metrics.items())
+        shown = {name: f"{value:.4g}" for name, value in metrics.items()}
+        shown |= {name: f"{shown[name]}±{np.std(values, ddof=1):.2g}" for name, values in finals.items()}
+        shown = " ".join(f"{name}={value}" for name, value in shown.items())
         print(f"result: {shown} seconds={seconds:.1f}", flush=True)
         return metrics
 

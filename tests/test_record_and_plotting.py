@@ -57,6 +57,27 @@ def test_finish(tmp_path, capsys):
     assert not list(tmp_path.glob("*.tmp"))
 
 
+def test_many_seeds(tmp_path, capsys):
+    """A quiet run shows and writes nothing but still refuses what is not finite; a list becomes mean ± deviation."""
+    with Run(Config(tmp_path), {}) as run:
+        run.record(0, "train", loss=1.0)
+        run.quiet = True
+        assert list(run.steps(50)) == list(range(50))
+        run.record(0, "train", loss=2.0)
+        with pytest.raises(UserError, match="train loss is nan at step 7"):
+            run.record(7, "train", loss=math.nan)
+        assert run.finish(loss=[1.0, 2.0], seconds_each=3.0, alone=[4.0]) == {
+            "loss": 1.5,
+            "seconds_each": 3.0,
+            "alone": 4,
+        }
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert lines[1].startswith("result: loss=1.5±0.71 seconds_each=3 alone=4 seconds=")
+    assert read_metrics(tmp_path) == {("train", "loss"): {0: 1.0}}
+    assert json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))["finals"] == {"loss": [1.0, 2.0]}
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_value_that_is_not_finite(value, tmp_path):
     with pytest.raises(UserError, match="train loss is .* at step 3 with learning rate 0.5: lower --learning-rate"):
