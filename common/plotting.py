@@ -16,7 +16,7 @@ from common.curriculum import find_exercise
 
 TRAIN, EVALUATION, BASELINE = "#4878a8", "#d1495b", "#555555"
 CLASSES = ("#4878a8", "#e8963a", "#5a9e6f", "#b05fa3", "#8c6d4f", "#d1495b", "#6fb7c4", "#a3a33c", "#777777", "#29335c")
-LABELS = {"all": "all samples", "test": "test set"}
+LABELS = {"all": "all samples", "test": "test set", "validation": "validation set"}
 
 
 def plot_loss(out: Path, unit: str, log: str = "") -> None:
@@ -36,6 +36,7 @@ def plot_loss(out: Path, unit: str, log: str = "") -> None:
                 _draw_split(ax, split, steps, 100 * (1 - values) if name == "accuracy" else values)
         if name == "loss":
             _draw_baselines(ax, result["baselines"])
+            _mark_overfitting(ax, series.get(("validation", "loss")))
             ax.set_ylabel(f"loss ({unit})")
             ax.set_yscale("log" if "y" in log else "linear")
         else:
@@ -136,7 +137,29 @@ def plot_features(out: Path, filters: np.ndarray, image: np.ndarray, maps: np.nd
     save(figure, out / "features.png")
 
 
+def plot_attention(out: Path, weights: list[np.ndarray], words: list[str]) -> None:
+    """Draw out/attention.png: how much each of T words looks at each, in every head of every layer.
+
+    `weights` holds an array (A, T, T) for each layer: a row for the word that looks, a column for the word looked at.
+    Raises UserError where the picture cannot be written.
+    """
+    words = [repr(word)[1:-1] for word in words]  # the end of a line as \n
+    layers, heads = len(weights), len(weights[0])
+    figure = Figure(figsize=(3.6 * heads, 3.8 * layers), dpi=100, layout="constrained")
+    for layer, row in enumerate(figure.subplots(layers, heads, squeeze=False)):
+        for head, ax in enumerate(row):
+            ax.imshow(np.asarray(weights[layer][head]), cmap="Blues", vmin=0, vmax=1)
+            ax.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=9)
+            ax.set_xticks(range(len(words)), words, rotation=90, fontsize=7)
+            ax.set_yticks(range(len(words)), words, fontsize=7)
+    figure.suptitle("each row: where the word at its left looks")
+    save(figure, out / "attention.png")
+
+
 def _log_percent(ax) -> None:
+    least, most = ax.dataLim.intervaly
+    if most < 3 * least:  # a logarithmic axis would have a label or two
+        return
     ax.set_yscale("log")
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.yaxis.set_major_formatter("{x:g}")
@@ -154,19 +177,29 @@ def _draw_split(ax, split: str, steps: np.ndarray, values: np.ndarray) -> None:
 
 
 def _draw_baselines(ax, baselines: dict[str, float]) -> None:
-    # The first, which a run must beat, has room at the right, where the loss is low; floors have it at the left.
-    for number, (label, value) in enumerate(baselines.items()):
+    # The first, which a run must beat, has room at the right, where the loss is low; a floor has it at the left.
+    to_beat = next(iter(baselines.values()), 0.0)
+    for label, value in baselines.items():
+        right = value >= to_beat
         ax.axhline(value, color=BASELINE, linestyle="--", linewidth=1)
         ax.annotate(
             f"{label}: {value:.4g}",
-            (0.01 if number else 0.99, value),
+            (0.99 if right else 0.01, value),
             xycoords=ax.get_yaxis_transform(),
             xytext=(0, 3),
             textcoords="offset points",
-            ha="left" if number else "right",
+            ha="right" if right else "left",
             fontsize=9,
             color=BASELINE,
         )
+
+
+def _mark_overfitting(ax, series: tuple[np.ndarray, np.ndarray] | None) -> None:
+    """Mark where the validation loss is least, if it rises by more than 1 % after that."""
+    if series is not None and series[1][-1] > 1.01 * series[1].min():
+        steps, values = series
+        label = f"least, {values.min():.4g} at step {steps[values.argmin()]}: overfits from here on"
+        ax.axvline(steps[values.argmin()], color=EVALUATION, linestyle=":", label=label)
 
 
 def _smooth(values: np.ndarray, width: int) -> np.ndarray:

@@ -54,6 +54,7 @@ class Run:
         self.latest: dict[str, float] = {}  # the newest value of each metric, for the progress line
         self.resume = resume or {"sizes": {}, "least": {}, "seconds": 0.0}
         self.least: dict[str, float] = dict(self.resume["least"])  # the least value of each metric
+        self._waiting: list[tuple[int, str, dict]] = []  # rows of which a GPU has not told yet
         self.quiet = False  # True for further seeds, which show no progress and leave no history
 
     def __enter__(self) -> "Run":
@@ -87,6 +88,8 @@ class Run:
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
+        with suppress(Exception):  # which would hide `error`
+            self._record_waiting()
         np.seterr(**self._numpy_errors)
         self._csv.close()
         self._lock.release()
@@ -106,16 +109,8 @@ class Run:
         total = min(total, DRY_RUN_STEPS) if self.config.dry_run else total
         on_terminal = sys.stdout is not None and sys.stdout.isatty()
         hidden = self.quiet or not on_terminal
-        self._bar = tqdm(
-            range(first, total),
-            None,
-            total,
-            initial=first,
-            file=sys.stdout,
-            dynamic_ncols=True,
-            bar_format=BAR,
-            disable=hidden,
-        )
+        style = {"file": sys.stdout, "dynamic_ncols": True, "bar_format": BAR, "disable": hidden}
+        self._bar = tqdm(range(first, total), initial=first, total=total, **style)
         shown = 0.0
         for step in self._bar:
             yield step
@@ -130,8 +125,19 @@ class Run:
     def record(self, step: int, split: str, **metrics: float) -> None:
         """Append one row a metric to metrics.csv: `step` is the number of updates made before it was measured.
 
-        Raises UserError where a value is not finite (that row is not written) or where the disk takes no more.
+        Values that a GPU is still busy with are read ten calls later, or with the next that are not. Raises UserError
+        where a value is not finite (that row is not written) or where the disk takes no more.
         """
+        self._waiting.append((step, split, metrics))
+        if len(self._waiting) >= 10 or not all(getattr(value, "is_cuda", False) for value in metrics.values()):
+            self._record_waiting()
+
+    def _record_waiting(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for row in waiting:
+            self._record(*row)
+
+    def _record(self, step: int, split: str, metrics: dict[str, float]) -> None:
         values = {name: float(value) for name, value in metrics.items()}
         for name, value in values.items():
             if not math.isfinite(value):
@@ -143,20 +149,22 @@ class Run:
         if not self.quiet:
             self._write_csv("".join(f"{step},{split},{name},{value!r}\n" for name, value in values.items()))
 
-    def sample(self, step: int, words: Iterable[int], vocab: list[str], training: Iterable[int]) -> None:
+    def sample(self, step: int, words: Iterable[int], vocab: list[str], training: Iterable[int], length=4) -> None:
         """Append a text that a model wrote, its words given as numbers, to samples.txt, and print it.
 
-        Over it stands the share of its 4-grams that the training words have too: a model that copies is seen. Number 0,
-        the unknown word, is left out of the text. Raises UserError where the disk takes no more.
+        Over it stands the share of its runs of `length` words that the training words have too: a model that copies is
+        seen. A vocabulary that begins with "<unk>" is one of words, which is left out of the text; others are of
+        characters. Raises UserError where the disk takes no more.
         """
+        unknown = vocab[0] == "<unk>"
+        if not hasattr(self, "_training"):
+            self._training = "".join(map(chr, np.asarray(training)))  # where a run of words is found fast
         words = [int(word) for word in words]
-        if not hasattr(self, "_known"):
-            training = [int(word) for word in training]
-            self._known = set(zip(*(training[i:] for i in range(4))))
-        grams = [gram for gram in zip(*(words[i:] for i in range(4))) if 0 not in gram]
-        copied = sum(gram in self._known for gram in grams) / max(1, len(grams))
-        text = join_words([vocab[word] for word in words if word])
-        entry = f"--- step {step}, {copied:.0%} of its 4-grams stand in the training text\n{text}\n\n"
+        grams = [words[i : i + length] for i in range(len(words) - length + 1)]
+        grams = ["".join(map(chr, gram)) for gram in grams if not (unknown and 0 in gram)]
+        copied = sum(gram in self._training for gram in grams) / max(1, len(grams))
+        text = join_words([vocab[word] for word in words if word]) if unknown else "".join(vocab[i] for i in words)
+        entry = f"--- step {step}, {copied:.0%} of its {length}-grams stand in the training text\n{text}\n\n"
         path = self.config.out / "samples.txt"
         try:
             with open(path, "a", encoding="utf-8") as file:

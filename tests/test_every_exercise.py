@@ -134,7 +134,10 @@ def test_loss_that_is_not_finite_stops_the_run(number, tmp_path, request, monkey
 @pytest.mark.parametrize("number", [1, 6])
 def test_ctrl_c(number, tmp_path):
     command = [sys.executable, train_py(number), "--steps", "1000000", "--out", str(tmp_path)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    deaf = signal.signal(signal.SIGINT, signal.SIG_DFL)  # tests in a shell's background hear no Ctrl-C, nor would this
+    process = subprocess.Popen(command, **options)
+    signal.signal(signal.SIGINT, deaf)
     deadline = time.monotonic() + 60
     while not (tmp_path / "metrics.csv").exists() or (tmp_path / "metrics.csv").stat().st_size < 10_000:
         assert time.monotonic() < deadline

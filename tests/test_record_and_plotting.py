@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import one_sentence, read_metrics
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from common import UserError, plotting, record
@@ -216,6 +217,22 @@ def test_loss_picture(tmp_path, monkeypatch):
     assert list(lines["smoothed over 1 batches"].get_xdata()) == list(range(100))
     assert error.get_lines()[0].get_ydata()[-1] == pytest.approx(100 * (1 - (0.5 + 90 / 250)))  # per cent wrong
     assert "test loss 0.25" in figure.get_suptitle()
+
+
+@pytest.mark.parametrize(("least", "scale"), [(70, "linear"), (2, "log")])
+def test_error_axis_is_logarithmic_where_that_gives_it_labels(least, scale):
+    ax = Figure().subplots()
+    ax.plot([0, 1], [98, least])
+    plotting._log_percent(ax)
+    low, high = ax.get_ylim()
+    assert ax.get_yscale() == scale
+    assert sum(low <= tick <= high for tick in ax.get_yticks()) >= 4
+
+
+def test_baseline_labels_stand_where_the_loss_is_not():
+    ax = Figure().subplots()
+    plotting._draw_baselines(ax, {"unigram": 5.5, "ln V": 8.9, "floor": 0.1})
+    assert [text.get_ha() for text in ax.texts] == ["right", "right", "left"]
 
 
 def test_pictures_are_files(tmp_path):

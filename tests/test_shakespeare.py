@@ -1,4 +1,4 @@
-"""Exercises 11 and 12: words of Shakespeare, and samples."""
+"""Exercises 11 to 13: words of Shakespeare, from a feedforward net to a transformer."""
 
 import math
 import re
@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import load, one_sentence, read_metrics, run
 
 from common import data
@@ -15,7 +16,8 @@ from common import data
 sys.path.insert(0, str(Path(__file__).parent / "bench"))
 import kneser_ney
 
-LANGUAGE = pytest.mark.parametrize("number", [11, 12])
+LANGUAGE = pytest.mark.parametrize("number", [11, 12, 13])
+SAMPLING = pytest.mark.parametrize("number", [12, 13])
 CPU = torch.device("cpu")
 TEXT = "the cat sat on the mat, and the dog sat on the cat. the mat is on the dog!\n" * 20
 
@@ -28,7 +30,7 @@ def new_model(number, vocab_size=50, **fields):
     ex = load(number)
     torch.manual_seed(0)
     config = small(ex, **fields)
-    return ex, config, ex.MLP(config, vocab_size)
+    return ex, config, (ex.Transformer if number == 13 else ex.MLP)(config, vocab_size)
 
 
 def settings(temperature=1.0, top_k=0, top_p=1.0):
@@ -86,10 +88,18 @@ def test_every_test_word_is_scored_once_with_its_context(number):
         x, y, x_test, y_test = ex.make_data(ex.Config(block_size=size), train, test, CPU)
         assert x[0].tolist() == list(range(size))
         assert x.shape[1] == x_test.shape[1] == size
-        assert (y == x[:, -1] + 1).all()
+        if number < 13:
+            assert (y == x[:, -1] + 1).all()
+            assert y_test.tolist() == test.tolist()
+            assert (y_test == x_test[:, -1] + 1).all()
+            continue
+        assert (y == x + 1).all()
         assert len(x) == 100 - size
-        assert y_test.tolist() == test.tolist()
-        assert (y_test == x_test[:, -1] + 1).all()
+        scored = y_test >= 0
+        assert y_test[scored].tolist() == test.tolist()
+        assert (y_test[scored] == x_test[scored] + 1).all()
+        assert (scored.nonzero()[:, 1] >= size // 2).all()  # half a block before each, its own word counted
+        assert (x_test >= 0).all()
 
 
 @LANGUAGE
@@ -103,10 +113,12 @@ def test_evaluate(number):
     assert model.training
     model.eval()
     losses, right = [], []
-    for row, word in zip(x, y):
-        logit = model(row[None])[0]
-        losses.append(-logit.log_softmax(0)[word].item())
-        right.append(logit.argmax() == word)
+    for row, target in zip(x, y):
+        logits = model(row[None])[0]
+        for logit, word in zip(logits.reshape(-1, 50), target.reshape(-1)):
+            if word >= 0:
+                losses.append(-logit.log_softmax(0)[word].item())
+                right.append(logit.argmax() == word)
     assert len(losses) == 75
     assert found["loss"] == pytest.approx(sum(losses) / 75, abs=1e-5)
     assert found["accuracy"] == pytest.approx(sum(right).item() / 75)
@@ -140,14 +152,19 @@ def test_table_is_tied_and_counted_once(number):
     assert model.head.weight is model.embedding.weight
     c, v, t = config.channels, 50, config.block_size
     count = sum(param.numel() for param in model.parameters())
-    hidden = config.hidden
-    assert config.layers == 2
-    norms = 2 * (hidden + c)
-    assert count == v * c + (t * c + 1) * hidden + (hidden + 1) * c + norms + v
+    if number == 13:  # embeddings; blocks of two norms, attention and MLP; a last norm
+        assert count == v * c + t * c + config.layers * (12 * c * c + 13 * c) + 2 * c
+        bare = load(13).Transformer(small(load(13), bias=False), v)
+        assert sum(param.numel() for param in bare.parameters()) == count - config.layers * 11 * c - c
+    else:
+        hidden = config.hidden
+        assert config.layers == 2
+        norms = 2 * (hidden * (config.layers - 1) + c)
+        assert count == v * c + (t * c + 1) * hidden + (hidden + 1) * c + norms + v
 
 
 def test_learning_rate():
-    for number in (11, 12):
+    for number in (11, 12, 13):
         ex = load(number)
         config = ex.Config(learning_rate=0.5, warmup_steps=10, steps=100)
         rates = [ex.learning_rate(config, step) for step in range(100)]
@@ -157,7 +174,7 @@ def test_learning_rate():
         assert 0 < rates[99] < 0.001
 
 
-@LANGUAGE
+@pytest.mark.parametrize("number", [11, 12])
 def test_mlp_by_hand(number):
     _, config, model = new_model(number)
     for param in model.parameters():
@@ -175,23 +192,41 @@ def test_mlp_by_hand(number):
 def test_dropout_is_there_in_training_alone(number):
     ex, _, _ = new_model(number)
     config = ex.Config(channels=16, block_size=8, dropout=0.5)
-    model = ex.MLP(config, 50)
+    model = (ex.Transformer if number == 13 else ex.MLP)(config, 50)
     words = torch.randint(50, (4, 8))
     seen = []
-    model.dropout.register_forward_hook(lambda module, inputs, output: seen.append((output == 0).float().mean().item()))
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            assert module.p == 0.5
+            module.register_forward_hook(lambda _, inputs, output: seen.append((output == 0).float().mean().item()))
     assert (model(words) != model(words)).any()
+    # The embeddings; then every hidden layer, or every block's attention weights and its two corrections.
+    assert len(seen) == 2 * (1 + config.layers * (3 if number == 13 else 1))
     assert all(share > 0.3 for share in seen)
     model.eval()
     assert (model(words) == model(words)).all()
-    rates = [module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)]
-    assert rates == [0.5]
+
+
+@LANGUAGE
+def test_weight_decay_pulls(number, tmp_path):
+    ex = load(number)
+    (tmp_path / "text.txt").write_text(TEXT)
+    losses = []
+    for decay in (0.1, 10.0):
+        config = ex.Config(text=tmp_path / "text.txt", out=tmp_path / "out", steps=20, warmup_steps=1, device="cpu")
+        config.weight_decay, config.batch_size, config.channels, config.learning_rate = decay, 8, 16, 0.01
+        ex.main(config)
+        losses.append(read_metrics(tmp_path / "out")["train", "loss"])
+    assert losses[0][0] == losses[1][0]
+    assert losses[0][19] != losses[1][19]
 
 
 # Exercise 12
 
 
-def test_draw():
-    ex = load(12)
+@SAMPLING
+def test_draw(number):
+    ex = load(number)
     probs = torch.tensor([0.5, 0.04, 0.3, 0.1, 0.06])  # of <unk> and of four words
 
     def share(n=4000, **options):
@@ -217,8 +252,11 @@ def test_draw():
         assert share(10, temperature=temperature).max() == 1
 
 
-def test_sample():
-    ex, _, model = new_model(12)
+@SAMPLING
+def test_sample(number):
+    ex, _, model = new_model(number)
+    for param in model.parameters():
+        torch.nn.init.normal_(param)  # so that what stands before a word matters
     config = small(ex, sample_words=30, temperature=1.0, top_p=1.0)
     prompt = torch.tensor([0] * 8 + [3, 4])
     torch.manual_seed(5)
@@ -232,19 +270,21 @@ def test_sample():
     assert len(first) == 40
     assert (first[10:] > 0).all()
     assert model.training
-    # A prompt stands behind <unk>.
+    # A shorter prompt stands behind <unk> in 12; 13 needs nothing there.
     short = ex.sample(model, prompt[8:], config)
-    assert short[2:].tolist() == first[10:].tolist()
+    assert (short[2:].tolist() == first[10:].tolist()) == (number == 12)
     # Greedy: each word is the likeliest after the words before it.
     greedy = ex.sample(model, prompt, small(ex, sample_words=5, temperature=0.0))
     model.eval()
     for end in range(10, 15):
-        logits = model(greedy[None, end - 8 : end])[0]
+        logits = model(greedy[None, end - 8 : end])[0].reshape(-1, 50)[-1]
         assert greedy[end] == 1 + logits[1:].argmax()
+    assert len(set(greedy[10:].tolist())) > 1
 
 
-def test_sampling_changes_no_training_number(shakespeare, tmp_path):
-    ex = load(12)
+@SAMPLING
+def test_sampling_changes_no_training_number(number, shakespeare, tmp_path):
+    ex = load(number)
     options = {"steps": 20, "eval_every": 5, "block_size": 4, "channels": 16, "batch_size": 8, "device": "cpu"}
     for words in (1, 20):
         ex.main(ex.Config(sample_words=words, out=tmp_path / str(words), **options))
@@ -274,6 +314,87 @@ def test_share_of_copied_4_grams(tmp_path):
     # Of the four 4-grams of known words, three stand in the training words: 1 2 3 1, 2 3 1 2, 3 1 2 1.
     text = (tmp_path / "samples.txt").read_text(encoding="utf-8")
     assert text == "--- step 7, 75% of its 4-grams stand in the training text\na b, a b a a\n\n"
+
+
+# Exercise 13
+
+
+def test_causality():
+    _, _, model = new_model(13, layers=3)
+    model.eval()
+    words = torch.randint(50, (4, 8))
+    logits = model(words)
+    for t in range(8):
+        changed = words.clone()
+        changed[:, t] = (changed[:, t] + 1) % 50
+        other = model(changed)
+        assert torch.equal(other[:, :t], logits[:, :t])
+        assert (other[:, t:] != logits[:, t:]).any(-1).all()  # and every one from there on
+
+
+def test_attention_against_torch():
+    ex, config, _ = new_model(13)
+    attention = ex.Attention(config)
+    x = torch.randn(3, 8, 16)
+    out = attention(x)
+    weights = attention.weights
+    assert weights.shape == (3, 4, 8, 8)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(3, 4, 8))
+    assert (weights.triu(1) == 0).all()
+    assert (weights.tril() > 0).sum() == 3 * 4 * 36
+    q, k, v = (part.reshape(3, 8, 4, 4).transpose(1, 2) for part in attention.qkv(x).split(16, dim=-1))
+    y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    expected = attention.out(y.transpose(1, 2).reshape(3, 8, 16))
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=0)
+
+
+def twin(block):
+    """Return torch's own pre-norm encoder layer, with tanh GELU, and the weights of a block."""
+    theirs = torch.nn.TransformerEncoderLayer(
+        16, 4, 64, dropout=0.0, activation=lambda x: F.gelu(x, approximate="tanh"), batch_first=True, norm_first=True
+    )
+    pairs = {
+        "self_attn.in_proj_weight": block.attention.qkv.weight,
+        "self_attn.in_proj_bias": block.attention.qkv.bias,
+        "self_attn.out_proj.weight": block.attention.out.weight,
+        "self_attn.out_proj.bias": block.attention.out.bias,
+        "linear1.weight": block.up.weight,
+        "linear1.bias": block.up.bias,
+        "linear2.weight": block.down.weight,
+        "linear2.bias": block.down.bias,
+        "norm1.weight": block.norm1.weight,
+        "norm1.bias": block.norm1.bias,
+        "norm2.weight": block.norm2.weight,
+        "norm2.bias": block.norm2.bias,
+    }
+    theirs.load_state_dict(pairs)
+    return theirs
+
+
+def test_transformer_against_torch():
+    """The whole model, with all parameters at random, is torch's encoder between embeddings and a tied head."""
+    _, config, model = new_model(13)
+    for param in model.parameters():
+        torch.nn.init.normal_(param, std=0.3)
+    words = torch.randint(50, (3, 8))
+    x = model.embedding.weight[words] + model.positions.weight[:8]
+    mask = torch.nn.Transformer.generate_square_subsequent_mask(8)
+    for block in model.blocks:
+        x = twin(block)(x, src_mask=mask)
+    x = F.layer_norm(x, (16,), model.norm.weight, model.norm.bias)
+    torch.testing.assert_close(model(words), x @ model.embedding.weight.T, atol=1e-3, rtol=1e-4)
+
+
+def test_initial_weights_of_the_transformer():
+    ex = load(13)
+    torch.manual_seed(0)
+    model = ex.Transformer(ex.Config(channels=128, layers=2), 1000)
+    for name, param in model.named_parameters():
+        if param.ndim == 2:
+            std = 0.01 if name.endswith(("out.weight", "down.weight")) else 0.02
+            assert param.std().item() == pytest.approx(std, rel=0.05), name
+        else:
+            assert (param == (0 if name.endswith("bias") else 1)).all(), name
 
 
 # The baselines
@@ -328,7 +449,7 @@ def test_short_run_learns_and_repeats(number, shakespeare, tmp_path):
     series = read_metrics(tmp_path / "a")
     assert list(series["train", "loss"]) == list(range(150))
     assert list(series["test", "loss"]) == [0, 50, 100, 150]
-    assert series["test", "loss"][150] == metrics["test_loss"] < 6.0
+    assert series["test", "loss"][150] == metrics["test_loss"] < 6.5
     assert metrics["test_perplexity"] == pytest.approx(math.exp(metrics["test_loss"]))
 
 
@@ -357,6 +478,7 @@ def test_text_of_ones_own(number, tmp_path):
         (TEXT.encode(), ("--prompt", "the", "--top-k", 1000), "--top-k 1000 is more than the"),
         (TEXT.encode(), ("--temperature", -1), "--temperature must be at least 0"),
         (TEXT.encode(), ("--top-p", 1.5), "--top-p must be at least 0.01 and at most 1"),
+        (TEXT.encode(), ("--heads", 3), "must be a multiple of --heads 3"),
         (None, (), "cannot read the text"),
     ],
 )
@@ -364,6 +486,6 @@ def test_bad_input(content, flags, words, tmp_path):
     path = tmp_path / "text.txt"
     if content is not None:
         path.write_bytes(content)
-    result = run(12, "--text", path, "--out", tmp_path / "out", "--steps", 1, *flags)
+    result = run(13, "--text", path, "--out", tmp_path / "out", "--steps", 1, *flags)
     one_sentence(result, words)
     assert not (tmp_path / "out").exists()
