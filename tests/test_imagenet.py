@@ -370,6 +370,20 @@ def test_checkpoint_that_is_another_is_refused(made_up, tmp_path):
     assert (tmp_path / "metrics.csv").read_bytes() == history
 
 
+def test_learns_photographs(photographs, tmp_path, monkeypatch):
+    """Real photographs of ten classes, packed and decoded by a worker: far above chance, which is 10 %."""
+    monkeypatch.setenv("RAMPUP_DATA", str(tmp_path / "data"))
+    sizes = ["--channels", 8, "--size", 48, "--train-size", 40, "--batch-size", 64, "--workers", 1, "--device", "cpu"]
+    result = run(15, "--data", photographs, *sizes, "--steps", 100, "--eval-every", 100, "--out", tmp_path / "out")
+    assert result.returncode == 0, result.stderr
+    assert "data: 1000 photographs for training, 500 for validation, 10 classes" in result.stdout
+    assert "data ms" in result.stdout  # beside the time of a step
+    series = read_metrics(tmp_path / "out")
+    assert series["validation", "loss"][0] == pytest.approx(np.log(10), abs=0.05)
+    assert series["validation", "loss"][100] < 2.2
+    assert series["validation", "accuracy"][100] > 0.2
+
+
 def small_run(tmp_path, **flags):
     ex = load(15)
     config = ex.Config(out=tmp_path, **flags)
