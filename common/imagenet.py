@@ -39,8 +39,8 @@ SHARD = 1024  # images that one worker packs into one file
 QUALITY = 90  # of the JPEGs that are encoded anew
 TWO_WAYS = (
     "get ImageNet's archives from image-net.org and unpack them into a folder with train/CLASS/*.JPEG and "
-    f"val/CLASS/*.JPEG, or accept the terms at huggingface.co/datasets/{HUGGING_FACE}, set HF_TOKEN, and give "
-    f"--data {HUGGING_FACE}"
+    "val/CLASS/*.JPEG (extract_ILSVRC.sh of github.com/pytorch/examples does it), or accept the terms at "
+    f"huggingface.co/datasets/{HUGGING_FACE}, set HF_TOKEN, and give --data {HUGGING_FACE}"
 )
 
 
@@ -302,7 +302,8 @@ def in_workers(f: Callable, arguments: Iterable, workers: int) -> Iterator:
         except (RuntimeError, EOFError, OSError) as error:  # the latter two where it dies while it hands over an array
             if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error):
                 raise
-            raise UserError(f"a worker process died ({error!r}), perhaps for want of memory: lower --workers") from None
+            want = "perhaps for want of memory, or of shared memory (docker run --shm-size 16g)"
+            raise UserError(f"a worker process died ({error!r}), {want}: lower --workers") from None
         if isinstance(result, Exception):
             raise result
         yield result

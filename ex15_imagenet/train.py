@@ -35,7 +35,7 @@ from common.record import DRY_RUN_STEPS, Run, check_config, clean_exit, jax_devi
 
 @dataclass
 class Config:
-    data: Path = Path("imagenette")  # that small set, an image folder (train/CLASS, val/CLASS) or ILSVRC/imagenet-1k
+    data: Path = Path("imagenette")  # ten classes; or an image folder (train/CLASS, val/CLASS), or ILSVRC/imagenet-1k
     on_error: Literal["stop", "skip"] = "stop"  # what to do when images cannot be read
     dummy_data: bool = False  # one random batch that lies on the device, to measure the device alone
     workers: int = 2  # processes that decode photographs; 0: this one does
@@ -48,7 +48,7 @@ class Config:
     dropout: float = 0.0  # share of the convolutions' features that is set to 0 in training
     smoothing: float = 0.0  # of the labels: share of the probability that all classes get alike
     weight_decay: float = 0.0005  # the loss grows by half of this times each weight squared
-    ema: float = 0.0  # share of the mean of the parameters that a step keeps; that mean is evaluated
+    ema: float = 0.0  # of a mean of the parameters, which is then evaluated, the share that a step keeps; 0: no mean
     precision: Literal["float32", "bfloat16"] = "float32"  # of the convolutions
     batch_size: int = 128  # images per step, B
     steps: int = 800  # updates of the parameters
@@ -72,10 +72,11 @@ def preset(flags):
         return jax_run.load_config(Config, flags.out)
     if jax_device(flags.device).platform == "cpu":
         return Config()
-    steps = 80 * 36 if flags.data == Config.data else 16 * 5004  # 80 epochs of Imagenette, or 16 of ImageNet
-    sizes = {"depth": 50, "channels": 64, "size": 224, "train_size": 224, "area": 0.08, "batch_size": 256}
+    sizes = {"size": 224, "train_size": 224, "area": 0.08, "steps": 16 * 5004, "eval_every": 5004}  # 16 epochs
+    if flags.data == Config.data:  # whose photographs have no more than 160 pixels a side
+        sizes = {"size": 160, "train_size": 128, "steps": 80 * 36, "eval_every": 5 * 36}  # 80 epochs
     recipe = {"smoothing": 0.1, "weight_decay": 1e-4, "precision": "bfloat16"}
-    return Config(flags.data, workers=16, steps=steps, eval_every=steps // 16, **sizes, **recipe)
+    return Config(flags.data, workers=16, depth=50, channels=64, batch_size=256, **sizes, **recipe)
 
 
 def make_data(config):
@@ -149,11 +150,12 @@ def batch_norm(x, layer, training):
 def residual_block(x, block, training):
     """Return relu(x + f(x)) (B, H', W', C') of x (B, H, W, C), where f is two or three convolutions, and the block."""
     block = dict(block)
-    stride = 2 if block["conv2"]["w"].shape[3] == 2 * x.shape[3] else 1  # more channels, half the height and width
-    h = x  # nothing in which is below 0
+    stride = 2 if block["conv2"]["w"].shape[3] == 2 * x.shape[3] else 1  # twice the channels, half the height and width
+    h = x
     if "conv0" in block:  # a bottleneck
-        h, block["conv0"] = batch_norm(conv(x, block["conv0"]["w"], stride=1), block["conv0"], training)
-    h, block["conv1"] = batch_norm(conv(jax.nn.relu(h), block["conv1"]["w"], stride), block["conv1"], training)
+        h, block["conv0"] = batch_norm(conv(h, block["conv0"]["w"], stride=1), block["conv0"], training)
+        h = jax.nn.relu(h)
+    h, block["conv1"] = batch_norm(conv(h, block["conv1"]["w"], stride), block["conv1"], training)
     h, block["conv2"] = batch_norm(conv(jax.nn.relu(h), block["conv2"]["w"], stride=1), block["conv2"], training)
     if block.get("shortcut"):
         x, block["shortcut"] = batch_norm(conv(x, block["shortcut"]["w"], stride), block["shortcut"], training)
@@ -182,7 +184,7 @@ def loss_fn(logits, y):
 
 
 def make_optimizer(config):
-    """Return SGD with Nesterov's momentum, its schedule, and weight decay on all w, and so on no running statistic."""
+    """Return SGD with Nesterov's momentum and a schedule; weight decay is on every w alone: on no running statistic."""
     schedule = optax.warmup_cosine_decay_schedule(0.001, config.learning_rate, config.steps // 18, config.steps)
     weights = partial(jax.tree.map_with_path, lambda path, _: path[-1].key == "w")
     return optax.chain(optax.add_decayed_weights(config.weight_decay, weights), optax.sgd(schedule, 0.9, nesterov=True))
@@ -229,7 +231,7 @@ def record_losses(run, step, losses):
 
 
 def train(config, seed, x, x_val, device, rows, whole):
-    """Train a model from its start or its checkpoint on; return what was measured of it and of the speed at the end."""
+    """Train from the start or from a checkpoint; return the last losses and accuracies, and the speed."""
     rng = np.random.default_rng(seed)
     minibatches = batches(rng, len(x), config.batch_size)  # (B,), and again
     params_key, step_key = jax.random.split(jax.random.key(seed))
@@ -237,12 +239,13 @@ def train(config, seed, x, x_val, device, rows, whole):
     optimizer = make_optimizer(config)
     opt_state = optimizer.init(params)
     state, first, resumed = jax_run.restore(config, (params, opt_state, jax.tree.map(jnp.copy, params)), whole)
-    numbers = islice(enumerate(minibatches), first, config.steps)  # (step, (B,)), and again
-    minibatches = imagenet.load(x, numbers, config.train_size, seed, (config.area, 1), config.workers)
-    batch, waited = jax.device_put(next(minibatches), rows), 0.0  # (B, S, S, 3) and (B,)
-    program = jax.jit(partial(update, config, optimizer), donate_argnums=(0, 1, 2))
+    indices = islice(enumerate(minibatches), first, config.steps)  # (step, (B,)), and again
+    loaded = imagenet.load(x, indices, config.train_size, seed, (config.area, 1), config.workers)
+    batch = jax.device_put(next(loaded), rows)  # (B, S, S, 3) and (B,)
+    program = jax.jit(partial(update, config, optimizer), donate_argnums=(0, 1, 2), out_shardings=whole)
     program = program.lower(*state, *batch, 0, step_key).compile()
     with Run(config, {"ln K": np.log(len(x.classes))}, device.device_kind, resumed) as run:
+        waited, since = 0.0, first  # milliseconds are shown as means since the last evaluation
         losses, seconds, start = np.empty(0), 0.0, time.perf_counter()
         for step in run.steps(config.steps, first):
             if step % config.eval_every == 0 and (step > first or not config.resume):
@@ -250,14 +253,15 @@ def train(config, seed, x, x_val, device, rows, whole):
                 losses, seconds = np.empty(0), seconds + time.perf_counter() - start
                 run.record(step, "validation", **evaluate(config, state[2], x_val, rows))
                 jax_run.save(run, step, state)
+                waited, since = 0.0, step
                 start = time.perf_counter()
             *state, new_losses = program(*state, *batch, step, jax.random.fold_in(step_key, step))  # does not wait
             called = time.perf_counter()
-            batch = batch if config.dummy_data else jax.device_put(next(minibatches, None), rows)
+            batch = batch if config.dummy_data else jax.device_put(next(loaded, None), rows)
             waited += time.perf_counter() - called
             record_losses(run, step, losses)  # of the call before, while the device is busy with this one
             losses = new_losses  # (n,)
-            spent = np.array([seconds + time.perf_counter() - start, waited]) * 1000 / (step + 1 - first)
+            spent = np.array([time.perf_counter() - start, waited]) * 1000 / (step + 1 - since)
             run.latest["step ms"], run.latest["data ms"] = spent
         jax.block_until_ready(state)
         seconds += time.perf_counter() - start
@@ -279,7 +283,7 @@ def main(config: Config) -> dict[str, float]:
     if config.batch_size % mesh.size:
         raise UserError(f"--batch-size {config.batch_size} is no multiple of the {mesh.size} devices")
     print(f"data: {len(x)} photographs for training, {len(x_val)} for validation, {len(x.classes)} classes")
-    size = f"ResNet-{config.depth}, {config.batch_size} images a step on {mesh.size} devices, {config.precision}"
+    size = f"ResNet-{config.depth}, {config.steps * config.batch_size / len(x):.4g} epochs on {mesh.size} devices"
     print(f"{device.platform} preset, and your flags ({device.device_kind}): {size}")
 
     metrics = train(config, config.seed, x, x_val, device, rows, whole)
@@ -289,5 +293,5 @@ def main(config: Config) -> dict[str, float]:
 
 if __name__ == "__main__":
     with clean_exit():
-        flags, _ = tyro.cli(Config, add_help=False, return_unknown_args=True)
+        flags, _ = tyro.cli(Config, add_help=False, return_unknown_args=True)  # what the preset depends on
         main(tyro.cli(Config, default=preset(flags), description=__doc__))

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from common import data
+from common.curriculum import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +45,16 @@ def photographs():
         return folder
 
     return _require(find)
+
+
+@pytest.fixture
+def reference(monkeypatch):
+    """Return tests/gpu/reference.py as a module."""
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "gpu"))
+    import reference
+
+    monkeypatch.delitem(sys.modules, "reference")
+    return reference
 
 
 def _require(read):

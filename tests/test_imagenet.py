@@ -263,6 +263,14 @@ few = [imagenet.MadeUp(["ape", "bee", "cat"], (np.arange(n) % 3).astype(np.int32
 ex.make_data = lambda config: few
 for n in (1, 2, 4):
     jax.devices = lambda platform=None: devices[:n]
+    put = jax.device_put
+    def seen(x, where):
+        y = put(x, where)
+        if isinstance(x, tuple) and len(x) == 2 and isinstance(x[0], np.ndarray):  # a batch
+            assert [shard.data.shape[0] for shard in y[0].addressable_shards] == [8 // n] * n
+            print("batches in", n, "parts")
+        return y
+    jax.device_put = seen
     sizes = dict(channels=2, size=32, train_size=32, workers=0, batch_size=8, dropout=0.2, ema=0.9)
     ex.main(ex.Config(steps=10, eval_every=5, out=ex.Path(sys.argv[1]) / str(n), **sizes))
 try:
@@ -279,13 +287,98 @@ def test_sharded_equals_unsharded(tmp_path):
         [sys.executable, "-c", SHARDED, tmp_path], capture_output=True, text=True, cwd=ROOT, env=options, timeout=300
     )
     assert result.returncode == 0, result.stderr
-    assert "8 images a step on 4 devices" in result.stdout
+    assert "epochs on 4 devices" in result.stdout
+    assert "batches in 4 parts" in result.stdout
     assert "--batch-size 6 is no multiple of the 4 devices" in result.stdout
     one, two, four = (read_metrics(tmp_path / str(n)) for n in (1, 2, 4))
     assert list(one["train", "loss"]) == list(range(10))
     for name in one:
         assert two[name] == pytest.approx(one[name], abs=1e-4)
         assert four[name] == pytest.approx(one[name], abs=1e-4)
+
+
+def test_what_is_loaded_and_what_is_evaluated(made_up, tmp_path, monkeypatch):
+    """Random parts of one size in training, the middle in another for evaluation, of the mean of the parameters."""
+    ex = made_up
+    loaded, evaluated, saved = set(), [], []
+    true_load, true_save = imagenet.load, jax_run.save
+
+    def load_batches(packed, numbers, size, seed=None, area=None, workers=0):
+        loaded.add((len(packed), size, seed, area))
+        return true_load(packed, numbers, size, seed, area or (0.08, 1.0), workers)
+
+    def evaluate(config, params, packed, rows):
+        evaluated.append(np.asarray(params["head"]["w"]))
+        return {"loss": 1.0}
+
+    def save(run, step, state):
+        saved.append([np.asarray(params["head"]["w"]) for params in (state[0], state[2])])
+        true_save(run, step, state)
+
+    monkeypatch.setattr(ex.jax_run, "save", save)
+    with monkeypatch.context() as patch:
+        patch.setattr(ex, "evaluate", evaluate)
+        patch.setattr(ex.imagenet, "load", load_batches)
+        ex.main(ex.Config(**TINY | {"size": 48}, steps=3, ema=0.9, seed=5, area=0.4, out=tmp_path))
+    assert loaded == {(24, 32, 5, (0.4, 1))}
+    last, mean = saved[-1]
+    assert (evaluated[-1] == mean).all()
+    assert (last != mean).any()
+    monkeypatch.setattr(ex.imagenet, "load", load_batches)
+    ex.evaluate(
+        ex.Config(**TINY | {"size": 48}),
+        ex.init_params(jax.random.key(0), ex.Config(channels=2), 3),
+        imagenet.MadeUp(["ape", "bee", "cat"], np.zeros(5, np.int32)),
+        jax.devices()[0],
+    )
+    assert (5, 48, None, None) in loaded
+
+
+def test_dropout_differs_from_step_to_step(made_up, tmp_path, monkeypatch):
+    ex = made_up
+    keys = []
+    true_fold = jax.random.fold_in
+    monkeypatch.setattr(ex.jax.random, "fold_in", lambda key, step: keys.append(step) or true_fold(key, step))
+    ex.main(ex.Config(**TINY, steps=4, out=tmp_path))
+    assert keys == [0, 1, 2, 3]
+
+
+def test_gradients_equal_transformers():
+    """Those of ResNet-50 in training, whose batch norms take the batch's own mean and variance."""
+    ex = load(15)
+    theirs = ResNetForImageClassification(
+        ResNetConfig(embedding_size=8, hidden_sizes=[32, 64, 128, 256], layer_type="bottleneck", num_labels=10)
+    ).train()
+    params = shaken(ex.init_params(jax.random.key(0), ex.Config(depth=50, channels=8), 10))
+    to_torch(params, theirs)
+    images = np.random.default_rng(0).normal(size=(4, 64, 64, 3)).astype(np.float32)
+    labels = np.array([3, 1, 4, 1])
+
+    def loss(params):
+        logits, _ = ex.forward(params, images, jax.random.key(0), 0.0)
+        return ex.loss_fn(logits, jax.nn.one_hot(labels, 10))
+
+    ours, grads = jax.value_and_grad(loss)(params)
+    expected = theirs(torch.tensor(images).permute(0, 3, 1, 2), labels=torch.tensor(labels)).loss
+    expected.backward()
+    assert ours == pytest.approx(expected.item(), abs=1e-4)
+    stem = theirs.resnet.embedder.embedder.convolution.weight.grad.permute(2, 3, 1, 0).numpy()
+    np.testing.assert_allclose(grads["stem"]["w"], stem, atol=2e-3 * abs(stem).max())
+    middle = theirs.resnet.encoder.stages[1].layers[0].layer[1]
+    filters, scale = middle.convolution.weight.grad.permute(2, 3, 1, 0), middle.normalization.weight.grad
+    for name, other in {"w": filters.numpy(), "scale": scale.numpy()}.items():
+        np.testing.assert_allclose(grads["blocks"][3]["conv1"][name], other, atol=2e-3 * abs(other).max())
+    assert not np.asarray(grads["stem"]["mean"]).any()
+
+
+def test_gpu_reference_speed(reference, photographs, capsys):
+    """The measurements run on a CPU, too, and every row has its place in the README."""
+    reference.main(reference.Config(exercises=(15,), dry_run=True))
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert len(rows) == 2 + 4
+    readme = (ROOT / "ex15_imagenet" / "README.md").read_text(encoding="utf-8")
+    for row in rows:
+        assert row.split("|")[1] in readme
 
 
 class Cut(Exception):
@@ -491,10 +584,11 @@ def test_presets(monkeypatch):
     assert (ours.depth, ours.channels, ours.size, ours.batch_size, ours.precision) == (50, 64, 224, 256, "bfloat16")
     assert ours.steps == 16 * (1_281_167 // 256)
     assert (ours.smoothing, ours.weight_decay, ours.learning_rate) == (0.1, 1e-4, 0.1)
-    assert ex.preset(ex.Config()).steps == 80 * (9469 // 256)
+    small = ex.preset(ex.Config())  # Imagenette
+    assert (small.steps, small.size, small.train_size, small.depth) == (80 * (9469 // 256), 160, 128, 50)
     flags = ["--data", "somewhere", "--depth", "18", "--train-size", "160"]
     config = tyro.cli(ex.Config, default=ex.preset(ex.Config()), args=flags)
-    assert (config.depth, config.train_size, config.size, config.batch_size) == (18, 160, 224, 256)
+    assert (config.depth, config.train_size, config.size, config.batch_size) == (18, 160, 160, 256)
 
 
 def test_bad_input(folder, tmp_path):

@@ -4,10 +4,12 @@
 
 Nothing else should run on the machine. `--dry-run` makes a few steps of everything on a small network, also on a CPU,
 to see that it works. On a CPU, `--tables changes --steps-per-call 2` measures 14's second table alone. How fast 15's
-loader is by itself, tests/bench/loader.py says.
+loader is by itself, tests/bench/loader.py says; here it decodes the 40 photographs of original size in
+data/imagenet_sample/fullres, packed as ImageNet is, over and over, unless --data names others.
 """
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -25,6 +27,7 @@ import tyro
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from helpers import load, train_py
 
+from common.data import data_dir
 from common.record import clean_exit, jax_device
 
 TARGETS = {  # of exercise 14: what is asked, and the flags for it
@@ -46,8 +49,8 @@ TABLES = {14: ("targets", "changes"), 15: ("speed",)}
 class Config:
     exercises: tyro.conf.Positional[tuple[int, ...]]  # numbers of the exercises: 14, 15
     tables: tuple[Literal["targets", "changes", "speed"], ...] = ("targets", "changes", "speed")  # which of theirs
-    data: str = "imagenette"  # the photographs of "speed", as exercise 15's --data
-    steps: int = 400  # of each run of "speed"
+    data: str = ""  # the photographs of "speed", as exercise 15's --data; without it, the sample's
+    steps: int = 1000  # of each run of "speed": so many that what lies ready at the start does not matter
     seeds: int = 20  # runs of each target
     seconds: float = 3.0  # that each change is timed for in a round, at least
     rounds: int = 3  # of all changes, one after the other; the best of each counts
@@ -161,21 +164,36 @@ def changes(config):
     print(f"\nbest of {config.rounds} rounds in turn; {limit}; {device.device_kind}; jax {jax.__version__}\n")
 
 
+def link_photographs(folder):
+    """Fill an image folder with links to the sample's photographs of original size, thirty to each."""
+    photographs = sorted((data_dir() / "imagenet_sample" / "fullres").resolve().glob("*/*"))
+    for split in ("train", "val"):
+        (folder / split / "all").mkdir(parents=True)
+        for i in range(30 * len(photographs)):
+            path = photographs[i % len(photographs)]
+            (folder / split / "all" / f"{i}{path.suffix}").symlink_to(path)
+
+
 def speed(config):
-    """Print how many images a second exercise 15 trains on, the share of the time that it waits for them, and hours."""
-    print("| | images per second | waiting | 16 epochs of ImageNet | 90 epochs |\n|---|---|---|---|---|")
-    for name, flags in SPEEDS.items():
-        flags = f"{flags} --data {config.data} --steps {config.steps} --eval-every {config.steps}"
-        if config.dry_run:
-            flags += " --dry-run --depth 18 --channels 2 --batch-size 8 --size 32 --train-size 32 --workers 0"
-        with tempfile.TemporaryDirectory() as out:
-            command = [sys.executable, train_py(15), "--out", out, *flags.split()]
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-            result = json.loads((Path(out) / "result.json").read_text())
-        rate, waiting = (result["metrics"][key] for key in ("images_per_second", "data_ms"))
-        waiting /= result["metrics"]["step_ms"]
-        hours = [f"{epochs * IMAGENET / rate / 3600:.1f} h" for epochs in (16, 90)]
-        print(f"| {name} | {rate:,.0f} | {waiting:.1%} | {' | '.join(hours)} |", flush=True)
+    """Print how many images a second exercise 15 trains on, the share that decoding leaves of them, and hours."""
+    print("| | images per second | of the device alone | 16 epochs of ImageNet | 90 epochs |\n|---|---|---|---|---|")
+    alone = None
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        link_photographs(folder / "photographs")
+        for name, flags in SPEEDS.items():
+            flags = f"{flags} --data {config.data or folder / 'photographs'} --steps {config.steps}"
+            flags += f" --eval-every {config.steps} --out {folder / 'out'}"
+            if config.dry_run:
+                flags += " --dry-run --depth 18 --channels 2 --batch-size 8 --size 32 --train-size 32 --workers 0"
+            environment = os.environ | ({} if config.data else {"RAMPUP_DATA": str(folder)})
+            command = [sys.executable, train_py(15), *flags.split()]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
+            result = json.loads((folder / "out" / "result.json").read_text())
+            rate = result["metrics"]["images_per_second"]
+            alone = rate if "--dummy-data" in flags else alone
+            hours = [f"{epochs * IMAGENET / rate / 3600:.1f} h" for epochs in (16, 90)]
+            print(f"| {name} | {rate:,.0f} | {rate / alone:.0%} | {' | '.join(hours)} |", flush=True)
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     print(f"\n{config.steps} steps; {result['device']}; {versions}; commit {result['commit']}\n")
 
