@@ -12,7 +12,8 @@ Changes from ex14:
 
     python ex15_imagenet/train.py
 
-TODO
+A slim ResNet-18 on a CPU, with 1,000 photographs of ten classes: 60 % of new ones right (chance: 10 %) in four minutes.
+Imagenette, which it downloads by default, has ten times as many; neither that nor a ResNet-50 on a GPU has been run.
 """
 
 import time
@@ -73,7 +74,7 @@ def preset(flags):
     if jax_device(flags.device).platform == "cpu":
         return Config()
     sizes = {"size": 224, "train_size": 224, "area": 0.08, "steps": 16 * 5004, "eval_every": 5004}  # 16 epochs
-    if flags.data == Config.data:  # whose photographs have no more than 160 pixels a side
+    if flags.data == Config.data and not flags.dummy_data:  # Imagenette's short sides have 160 pixels
         sizes = {"size": 160, "train_size": 128, "steps": 80 * 36, "eval_every": 5 * 36}  # 80 epochs
     recipe = {"smoothing": 0.1, "weight_decay": 1e-4, "precision": "bfloat16"}
     return Config(flags.data, workers=16, depth=50, channels=64, batch_size=256, **sizes, **recipe)
