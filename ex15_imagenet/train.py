@@ -222,7 +222,7 @@ def evaluate(config, params, packed, rows):
         y = jax.nn.one_hot(labels, logits.shape[1])  # (B, K): for label -1, which fills up the last batch, zeros
         hits = jax.lax.top_k(logits, min(5, logits.shape[1]))[1] == labels[:, None]  # (B, 5)
         sums += np.array([loss_fn(logits, y) * len(y), hits[:, 0].sum(), hits.sum(), y.sum()])
-    return dict(zip(("loss", "accuracy", "top5"), sums / sums[3]))
+    return dict(zip(("loss", "accuracy", "top5"), (sums / sums[3]).tolist()))
 
 
 def record_losses(run, step, losses):
