@@ -16,7 +16,7 @@ from common.curriculum import find_exercise
 
 TRAIN, EVALUATION, BASELINE = "#4878a8", "#d1495b", "#555555"
 CLASSES = ("#4878a8", "#e8963a", "#5a9e6f", "#b05fa3", "#8c6d4f", "#d1495b", "#6fb7c4", "#a3a33c", "#777777", "#29335c")
-LABELS = {"all": "all samples", "test": "test set"}
+LABELS = {"all": "all samples", "test": "test set", "validation": "validation set"}
 
 
 def plot_loss(out: Path, unit: str, log: str = "") -> None:
@@ -36,6 +36,7 @@ def plot_loss(out: Path, unit: str, log: str = "") -> None:
                 _draw_split(ax, split, steps, 100 * (1 - values) if name == "accuracy" else values)
         if name == "loss":
             _draw_baselines(ax, result["baselines"])
+            _mark_overfitting(ax, series.get(("validation", "loss")))
             ax.set_ylabel(f"loss ({unit})")
             ax.set_yscale("log" if "y" in log else "linear")
         else:
@@ -191,6 +192,14 @@ def _draw_baselines(ax, baselines: dict[str, float]) -> None:
             fontsize=9,
             color=BASELINE,
         )
+
+
+def _mark_overfitting(ax, series: tuple[np.ndarray, np.ndarray] | None) -> None:
+    """Mark where the validation loss is least, if it rises by more than 1 % after that."""
+    if series is not None and series[1][-1] > 1.01 * series[1].min():
+        steps, values = series
+        label = f"least, {values.min():.4g} at step {steps[values.argmin()]}: overfits from here on"
+        ax.axvline(steps[values.argmin()], color=EVALUATION, linestyle=":", label=label)
 
 
 def _smooth(values: np.ndarray, width: int) -> np.ndarray:

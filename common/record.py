@@ -26,7 +26,8 @@ DRY_RUN_STEPS = 3
 BAR = "{percentage:3.0f} % of {total_fmt} steps, {remaining} left{postfix}"
 PROGRESS_LINES = 20  # printed by a whole run when the output is not a terminal
 PICTURES = ("regions.png", "features.png", "attention.png", "loss.png")
-RUN_FILES = (*PICTURES, "samples.txt", "result.json", "metrics.csv")  # a run starts these anew
+HISTORY = ("samples.txt", "best.pt", "checkpoint.pt", "checkpoint.npz", "metrics.csv")  # a resumed run goes on with it
+RUN_FILES = (*PICTURES, "result.json", *HISTORY)  # a run starts these anew
 LARGEST = float(np.finfo(np.float32).max)  # 3.4e38
 LARGEST_INT = 2**53  # every library takes it
 OUT_OF_MEMORY = ("out of memory", "allocate memory", "not enough memory", "size calculation overflowed")
@@ -37,11 +38,12 @@ class Run:
     """One training run: `with Run(config, baselines) as run:` opens `config.out` and keeps what `record` is told.
 
     `config` is the exercise's dataclass, with the fields `seed`, `out` and `dry_run`. `baselines` are losses that
-    need no training, by name; the first is the one that the run must beat. `device` goes into result.json. Raises
+    need no training, by name; the first is the one that the run must beat. `device` goes into result.json. `resume`,
+    what `state` returned to an earlier run, cuts its files back to what they were then, to go on from there. Raises
     UserError where a baseline is not finite, where `config.out` cannot be written to, or where another run is using it.
     """
 
-    def __init__(self, config, baselines: dict[str, float], device="cpu"):
+    def __init__(self, config, baselines: dict[str, float], device="cpu", resume: dict | None = None):
         self.config = config
         self.baselines = {name: float(value) for name, value in baselines.items()}
         for name, value in self.baselines.items():
@@ -50,6 +52,9 @@ class Run:
         self.device = str(device)
         self.exercise = Path(inspect.getfile(type(config))).resolve().parent
         self.latest: dict[str, float] = {}  # the newest value of each metric, for the progress line
+        self.resume = resume or {"sizes": {}, "least": {}, "seconds": 0.0}
+        self.least: dict[str, float] = dict(self.resume["least"])  # the least value of each metric
+        self._waiting: list[tuple[int, str, dict]] = []  # rows of which a GPU has not told yet
         self.quiet = False  # True for further seeds, which show no progress and leave no history
 
     def __enter__(self) -> "Run":
@@ -58,10 +63,15 @@ class Run:
             out.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(out / ".lock")
             self._lock.acquire(timeout=0)
-            for name in RUN_FILES:  # what cannot be drawn again comes last
-                (out / name).unlink(missing_ok=True)
+            sizes = self.resume["sizes"]
+            for name in [name for name in RUN_FILES if not sizes or name not in HISTORY]:
+                (out / name).unlink(missing_ok=True)  # what cannot be drawn again comes last
+            for name, size in sizes.items():
+                if (out / name).stat().st_size < size:
+                    raise UserError(f"{out / name} is not the one of the checkpoint: run without --resume")
+                os.truncate(out / name, size)
             # Unbuffered: a row is on its way to the disk as soon as it is recorded, and a full disk is noticed at once.
-            self._csv = open(out / "metrics.csv", "wb", buffering=0)
+            self._csv = open(out / "metrics.csv", "ab", buffering=0)
         except Timeout:
             raise UserError(f"another run is writing to {out}: wait for it, or choose another with --out DIR") from None
         except OSError as error:
@@ -69,15 +79,17 @@ class Run:
                 f"cannot write to the folder {out} ({_reason(error)}): choose another with --out DIR"
             ) from None
         self._commit = _commit(self.exercise)  # now, since the code may change while it runs
-        self._csv_bytes = 0  # length of the whole rows in the file
-        self._write_csv("step,split,metric,value\n")
+        self._csv_bytes = sizes.get("metrics.csv", 0)  # length of the whole rows in the file
+        self._write_csv("" if sizes else "step,split,metric,value\n")
         self._bar = None
         self._numpy_errors = np.seterr(over="ignore", invalid="ignore")  # record() says it, once and more clearly
         print("baselines: " + ", ".join(f"{name} {value:.4g}" for name, value in self.baselines.items()), flush=True)
-        self._start = time.perf_counter()
+        self._start = time.perf_counter() - self.resume["seconds"]
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
+        with suppress(Exception):  # which would hide `error`
+            self._record_waiting()
         np.seterr(**self._numpy_errors)
         self._csv.close()
         self._lock.release()
@@ -86,12 +98,19 @@ class Run:
         if kind is KeyboardInterrupt:
             print(f"interrupted: what was recorded so far is in {self.config.out / 'metrics.csv'}", file=sys.stderr)
 
-    def steps(self, total: int) -> Iterator[int]:
-        """Yield 0, 1, …, total - 1, the number of updates already made, and show the progress; a dry run stops at 3."""
+    def state(self) -> dict:
+        """Return what a checkpoint needs for `resume`: the files' lengths, the least metrics, the seconds so far."""
+        files = [path for path in (self.config.out / "metrics.csv", self.config.out / "samples.txt") if path.exists()]
+        sizes = {path.name: path.stat().st_size for path in files}
+        return {"sizes": sizes, "least": dict(self.least), "seconds": time.perf_counter() - self._start}
+
+    def steps(self, total: int, first: int = 0) -> Iterator[int]:
+        """Yield first, …, total - 1, the number of updates made before, and show the progress; a dry run stops at 3."""
         total = min(total, DRY_RUN_STEPS) if self.config.dry_run else total
         on_terminal = sys.stdout is not None and sys.stdout.isatty()
         hidden = self.quiet or not on_terminal
-        self._bar = tqdm(range(total), file=sys.stdout, dynamic_ncols=True, bar_format=BAR, disable=hidden)
+        style = {"file": sys.stdout, "dynamic_ncols": True, "bar_format": BAR, "disable": hidden}
+        self._bar = tqdm(range(first, total), initial=first, total=total, **style)
         shown = 0.0
         for step in self._bar:
             yield step
@@ -106,8 +125,19 @@ class Run:
     def record(self, step: int, split: str, **metrics: float) -> None:
         """Append one row a metric to metrics.csv: `step` is the number of updates made before it was measured.
 
-        Raises UserError where a value is not finite (that row is not written) or where the disk takes no more.
+        Values that a GPU is still busy with are read ten calls later, or with the next that are not. Raises UserError
+        where a value is not finite (that row is not written) or where the disk takes no more.
         """
+        self._waiting.append((step, split, metrics))
+        if len(self._waiting) >= 10 or not all(getattr(value, "is_cuda", False) for value in metrics.values()):
+            self._record_waiting()
+
+    def _record_waiting(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for row in waiting:
+            self._record(*row)
+
+    def _record(self, step: int, split: str, metrics: dict[str, float]) -> None:
         values = {name: float(value) for name, value in metrics.items()}
         for name, value in values.items():
             if not math.isfinite(value):
@@ -115,23 +145,26 @@ class Run:
                 advice = "lower --learning-rate" if step else "that is before any update, so look at the data"
                 raise UserError(f"{split} {name} is {value} at step {step} with learning rate {rate}: {advice}")
             self.latest[f"{split} {name}"] = value
+            self.least[f"{split} {name}"] = min(value, self.least.get(f"{split} {name}", value))
         if not self.quiet:
             self._write_csv("".join(f"{step},{split},{name},{value!r}\n" for name, value in values.items()))
 
-    def sample(self, step: int, words: Iterable[int], vocab: list[str], training: Iterable[int]) -> None:
+    def sample(self, step: int, words: Iterable[int], vocab: list[str], training: Iterable[int], length=4) -> None:
         """Append a text that a model wrote, its words given as numbers, to samples.txt, and print it.
 
-        Over it stands the share of its 4-grams that the training words have too: a model that copies is seen. Number 0,
-        the unknown word, is left out of the text. Raises UserError where the disk takes no more.
+        Over it stands the share of its runs of `length` words that the training words have too: a model that copies is
+        seen. A vocabulary that begins with "<unk>" is one of words, which is left out of the text; others are of
+        characters. Raises UserError where the disk takes no more.
         """
+        unknown = vocab[0] == "<unk>"
+        if not hasattr(self, "_training"):
+            self._training = "".join(map(chr, np.asarray(training)))  # where a run of words is found fast
         words = [int(word) for word in words]
-        if not hasattr(self, "_known"):
-            training = [int(word) for word in training]
-            self._known = set(zip(*(training[i:] for i in range(4))))
-        grams = [gram for gram in zip(*(words[i:] for i in range(4))) if 0 not in gram]
-        copied = sum(gram in self._known for gram in grams) / max(1, len(grams))
-        text = join_words([vocab[word] for word in words if word])
-        entry = f"--- step {step}, {copied:.0%} of its 4-grams stand in the training text\n{text}\n\n"
+        grams = [words[i : i + length] for i in range(len(words) - length + 1)]
+        grams = ["".join(map(chr, gram)) for gram in grams if not (unknown and 0 in gram)]
+        copied = sum(gram in self._training for gram in grams) / max(1, len(grams))
+        text = join_words([vocab[word] for word in words if word]) if unknown else "".join(vocab[i] for i in words)
+        entry = f"--- step {step}, {copied:.0%} of its {length}-grams stand in the training text\n{text}\n\n"
         path = self.config.out / "samples.txt"
         try:
             with open(path, "a", encoding="utf-8") as file:

@@ -59,9 +59,9 @@ def test_train_py_has_the_shape_of_all(exercise):
 
 
 def test_batches_is_the_same_everywhere():
-    functions = {
-        re.search(r"def batches\(.*?(?=\n\n\n)", train_py(e.number).read_text(encoding="utf-8"), re.S)[0] for e in BUILT
-    }
+    """But from 16 on, where a batch follows from its step."""
+    sources = [train_py(e.number).read_text(encoding="utf-8") for e in BUILT if e.number < 16]
+    functions = {re.search(r"def batches\(.*?(?=\n\n\n)", source, re.S)[0] for source in sources}
     assert len(functions) == 1
 
 
@@ -73,8 +73,10 @@ def test_every_number_in_a_config_says_what_it_means():
 
 
 def test_common_is_light():
-    lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in (ROOT / "common").glob("*.py"))
-    assert lines <= 900
+    """What every exercise needs fits into 950 lines; what the long runs alone need lies in files of its own."""
+    lines = {path.stem: len(path.read_text(encoding="utf-8").splitlines()) for path in (ROOT / "common").glob("*.py")}
+    assert sum(lines[name] for name in ("__init__", "curriculum", "data", "plotting", "record")) <= 950
+    assert sum(lines.values()) <= 1600
     for path in (ROOT / "common").glob("*.py"):
         top = [
             node
