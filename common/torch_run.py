@@ -91,6 +91,15 @@ def resume(config, vocab: list[str], model, optimizer) -> tuple[int, dict]:
     return state["step"], state["run"]
 
 
+def has_bfloat16(device) -> bool:
+    """Return whether the device itself multiplies matrices of bfloat16, which others only imitate, slowly."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+
+
 def compiled(model, loss_of):
     """Return the model compiled, or as it is, with one line that says why, where this machine cannot do that.
 

@@ -153,7 +153,10 @@ class Attention(nn.Module):
     def forward(self, x):
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, A, T, C / A)
         dropout = self.dropout.p if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)  # (B, A, T, C / A)
+        if x.device.type == "cpu":  # whose kernel is slow in bfloat16
+            q, k, v = q.float(), k.float(), v.float()  # each (B, A, T, C / A)
+        with torch.autocast("cpu", enabled=False):
+            y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)  # (B, A, T, C / A)
         return self.out(y.transpose(1, 2).flatten(2))  # (B, T, C)
 
 
@@ -284,7 +287,7 @@ def main(config: Config) -> dict[str, float]:
         raise UserError(f"--top-k {config.top_k} is more than the {len(vocab)} words of the vocabulary")
 
     model = Transformer(config, len(vocab)).to(device)
-    model.bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    model.bfloat16 = torch_run.has_bfloat16(device)
     print(f"preset {config.preset}, but for your flags; {device}, {'bfloat16' if model.bfloat16 else 'float32'}")
     optimizer = make_optimizer(config, model)
     first, state = torch_run.resume(config, vocab, model, optimizer) if config.resume else (0, None)
