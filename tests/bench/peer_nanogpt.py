@@ -117,9 +117,9 @@ def ours(preset: str, flags: list[str], target: float, seed: int) -> str:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         reached = None
         for line in process.stdout:  # a sample is printed when the row before it is in metrics.csv
-            if line.startswith("--- step ") and reached is None:
-                if list(read_metrics(out)["validation", "loss"].values())[-1] <= target:
-                    reached = time.perf_counter() - start
+            sampled = line.startswith("--- step ") and reached is None
+            if sampled and list(read_metrics(out)["validation", "loss"].values())[-1] <= target:
+                reached = time.perf_counter() - start
         if process.wait():
             raise RuntimeError(f"exercise 16 ended with code {process.returncode}")
         seconds = time.perf_counter() - start
@@ -134,9 +134,8 @@ def row(name, milliseconds, losses, seconds, reached):
 
 def main(config: Config) -> None:
     print(f"{os.environ.get('OMP_NUM_THREADS', os.cpu_count())} threads, target {config.target}")
-    print(
-        "| | ms an iteration | last loss | least loss | seconds in all | seconds to the target |\n|---|---|---|---|---|---|"
-    )
+    print("| | ms an iteration | last loss | least loss | seconds in all | seconds to the target |")
+    print("|---|---|---|---|---|---|")
     extra = ["--" + flag for flag in config.flags.split()]
     with tempfile.TemporaryDirectory() as folder:
         copy = prepare(config.checkout, Path(folder)) if config.checkout else None
