@@ -66,20 +66,12 @@ class Config:
             raise ValueError(f"--channels {self.channels} must be a multiple of --heads {self.heads}")
 
 
-NANOGPT = {
-    "block_size": 256,
-    "layers": 6,
-    "heads": 6,
-    "channels": 384,
-    "dropout": 0.2,
-    "batch_size": 64,
-    "compile": True,
-}
+NANOGPT = {"block_size": 256, "layers": 6, "heads": 6, "channels": 384, "dropout": 0.2, "batch_size": 64}
 PRESETS = {  # what differs from the defaults above, which are nanoGPT's for a laptop
     "nanogpt-cpu": {},
     "best-cpu": {"learning_rate": 0.004, "decay_to": 0.0},
-    "nanogpt": {**NANOGPT, "steps": 5_000},
-    "best": {**NANOGPT, "steps": 5_000},
+    "nanogpt": {**NANOGPT, "steps": 5_000, "compile": True},
+    "best": {**NANOGPT, "dropout": 0.4, "steps": 3_000, "decay_to": 0.0, "compile": True},
 }
 
 
@@ -218,6 +210,7 @@ def evaluate(model, x, y):
     for x_part, y_part in zip(x.split(32), y.split(32)):  # (P, T), (P, T): the logits of all would need gigabytes
         scored = y_part >= 0  # (P, T)
         logits, y_part = model(x_part)[scored], y_part[scored]  # (S, V), (S,)
+        assert logits.shape[:-1] == y_part.shape
         loss += loss_fn(logits, y_part).item() * len(y_part)
         right += (logits.argmax(-1) == y_part).sum().item()
         count += len(y_part)
@@ -274,10 +267,9 @@ def main(config: Config) -> dict[str, float]:
     device = torch_device(config.device)
     train_words, val_words, vocab = read_words(config)
     x, y, x_val, y_val = make_data(config, train_words, val_words, device)
-    if config.batch_size > len(x) // config.block_size:
-        raise UserError(
-            f"--batch-size {config.batch_size} is more than the {len(x) // config.block_size} blocks there are"
-        )
+    blocks = len(x) // config.block_size
+    if config.batch_size > blocks:
+        raise UserError(f"--batch-size {config.batch_size} is more than the {blocks} blocks that there are of the text")
     print(f"data: {len(train_words)} training and {len(val_words)} validation characters, vocabulary {len(vocab)}")
 
     prompt = encode(config.prompt.replace("\\n", "\n"), vocab).to(device)  # (P,)
