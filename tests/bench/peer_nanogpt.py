@@ -9,6 +9,8 @@ with the process; nanoGPT gets there when the loss that it estimates from 20 ran
 of the whole validation set does. Behind nanoGPT's last line stands the loss on the whole set of the checkpoint it kept.
 """
 
+import contextlib
+import io
 import os
 import re
 import shutil
@@ -42,6 +44,7 @@ class Config:
     presets: tuple[str, ...] = ("nanogpt-cpu", "best-cpu")  # of exercise 16
     flags: str = ""  # more of exercise 16, as "flag=value flag=value"
     target: float = 1.88  # validation loss
+    statistic: int = 0  # random batches of nanoGPT's own statistic, for which exercise 16 is trained again; 0: none
 
 
 def prepare(checkout: Path, folder: Path) -> Path:
@@ -85,8 +88,8 @@ def their_loss(copy: Path) -> float:
     return ex.evaluate(Logits(model), x, y)["loss"]
 
 
-def theirs(copy: Path, flags: list[str], target: float, seed: int = 0) -> str:
-    """Train nanoGPT and return a row of what was seen."""
+def theirs(copy: Path, flags: list[str], target: float, seed: int = 0) -> dict:
+    """Train nanoGPT and return what was seen, by name, as `ours` does."""
     source = (copy / "train.py").read_text()
     (copy / "train.py").write_text(re.sub(r"manual_seed\(\d+", f"manual_seed({1337 + seed}", source))
     command = [sys.executable, "-u", "train.py", "config/train_shakespeare_char.py", *flags]
@@ -105,47 +108,85 @@ def theirs(copy: Path, flags: list[str], target: float, seed: int = 0) -> str:
     if process.wait():
         raise RuntimeError(f"nanoGPT's train.py ended with code {process.returncode}")
     seconds = time.perf_counter() - start
-    return row("nanoGPT", sum(times) / len(times), losses, seconds, reached)
+    return {"ms": sum(times) / len(times), "losses": losses, "seconds": seconds, "reached": reached, "speed": ""}
 
 
-def ours(preset: str, flags: list[str], target: float, seed: int) -> str:
-    """Train exercise 16 and return the same row of it."""
+def ours(flags: list[str], target: float = 0.0) -> dict:
+    """Train exercise 16; return milliseconds an iteration, losses, seconds in all and to the target, its speed line."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
-        command = [sys.executable, train_py(16), "--preset", preset, "--seed", str(seed), "--out", out, *flags]
         start = time.perf_counter()
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        reached = None
+        process = subprocess.Popen(
+            [sys.executable, train_py(16), "--out", out, *flags], stdout=subprocess.PIPE, text=True
+        )
+        reached, speed = None, ""
         for line in process.stdout:  # a sample is printed when the row before it is in metrics.csv
             sampled = line.startswith("--- step ") and reached is None
             if sampled and list(read_metrics(out)["validation", "loss"].values())[-1] <= target:
                 reached = time.perf_counter() - start
+            speed = line.strip() if line.startswith("speed: ") else speed
         if process.wait():
             raise RuntimeError(f"exercise 16 ended with code {process.returncode}")
         seconds = time.perf_counter() - start
         losses = list(read_metrics(out)["validation", "loss"].values())
-        return row(f"exercise 16, {preset}", float(re.search(r"step_ms=(\S+)", line)[1]), losses, seconds, reached)
+        ms = float(re.search(r"step_ms=(\S+)", line)[1])
+        return {"ms": ms, "losses": losses, "seconds": seconds, "reached": reached, "speed": speed}
 
 
-def row(name, milliseconds, losses, seconds, reached):
-    shown = f"{reached:.1f}" if reached else "never"
-    return f"| {name} | {milliseconds:.1f} | {losses[-1]:.3f} | {min(losses):.3f} | {seconds:.1f} | {shown} |"
+def row(name: str, seen: dict) -> str:
+    """Return what was seen of a run as a row of the table."""
+    reached = f"{seen['reached']:.1f}" if seen["reached"] else "never"
+    losses = f"{seen['losses'][-1]:.4f} | {min(seen['losses']):.4f}"
+    return f"| {name} | {seen['ms']:.1f} | {losses} | {seen['seconds']:.1f} | {reached} |"
+
+
+def least_statistic(flags: list[str], batches: int) -> float:
+    """Train exercise 16 and return what nanoGPT would have called its best validation loss.
+
+    That is the least, over all evaluations, of the mean loss of so many random batches of validation blocks.
+    """
+    ex = load(16)
+    evaluate, make_data, seen, kept = ex.evaluate, ex.make_data, [], {}
+    generator = torch.Generator().manual_seed(0)
+
+    def keep(config, train, val, device):
+        kept["windows"] = val.to(device).unfold(0, config.block_size, 1)  # (M - T + 1, T)
+        kept["count"] = batches * config.batch_size
+        return make_data(config, train, val, device)
+
+    def both(model, x, y):
+        windows = kept["windows"]
+        starts = torch.randint(len(windows) - 1, (kept["count"],), generator=generator)
+        seen.append(evaluate(model, windows[starts], windows[starts + 1])["loss"])
+        return evaluate(model, x, y)
+
+    ex.evaluate, ex.make_data = both, keep
+    with tempfile.TemporaryDirectory() as out, contextlib.redirect_stdout(io.StringIO()):
+        args = [*map(str, flags), "--out", out]
+        default, _ = tyro.cli(ex.defaults, add_help=False, return_unknown_args=True, args=args)
+        ex.main(tyro.cli(ex.Config, default=default, args=args))
+    return min(seen)
+
+
+HEAD = """| | ms an iteration | last loss | least loss | seconds in all | seconds to the target |
+|---|---|---|---|---|---|"""
 
 
 def main(config: Config) -> None:
-    print(f"{os.environ.get('OMP_NUM_THREADS', os.cpu_count())} threads, target {config.target}")
-    print("| | ms an iteration | last loss | least loss | seconds in all | seconds to the target |")
-    print("|---|---|---|---|---|---|")
+    print(f"{os.environ.get('OMP_NUM_THREADS', os.cpu_count())} threads, target {config.target}\n{HEAD}")
     extra = ["--" + flag for flag in config.flags.split()]
     with tempfile.TemporaryDirectory() as folder:
         copy = prepare(config.checkout, Path(folder)) if config.checkout else None
         for seed in range(config.rounds):
             for preset in config.presets:
                 steps = ["--steps", str(config.steps)] if preset == "nanogpt-cpu" else []
-                print(ours(preset, [*steps, *extra], config.target, seed), flush=True)
+                flags = ["--preset", preset, "--seed", str(seed), *steps, *extra]
+                print(row(f"exercise 16, {preset}", ours(flags, config.target)), flush=True)
+                if config.statistic:
+                    print(f"nanoGPT's statistic of it: {least_statistic(flags, config.statistic):.4f}", flush=True)
             if copy:
                 flags = [*LAPTOP.split(), f"--max_iters={config.steps}", f"--lr_decay_iters={config.steps}"]
-                print(theirs(copy, flags, config.target, seed), flush=True)
+                print(row("nanoGPT", theirs(copy, flags, config.target, seed)), flush=True)
                 print(f"loss of its checkpoint on the whole validation set: {their_loss(copy):.4f}", flush=True)
 
 
