@@ -33,6 +33,7 @@ def save(run, step: int, vocab: list[str], model, optimizer) -> None:
             torch.save(state, path.with_suffix(".tmp"))
             os.replace(path.with_suffix(".tmp"), path)
         except (OSError, RuntimeError) as error:
+            path.with_suffix(".tmp").unlink(missing_ok=True)
             reason = str(error).splitlines()[0]
             raise UserError(f"cannot write {path} ({reason}): make room, or choose another with --out DIR") from None
 
