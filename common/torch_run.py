@@ -3,7 +3,7 @@
 import os
 import pickle
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from common import UserError
@@ -19,27 +19,35 @@ def save(run, step: int, vocab: list[str], model, optimizer) -> None:
     """Write checkpoint.pt into the run's folder; best.pt, too, where the last validation loss is the least so far.
 
     It holds all that `resume` needs: the flags, the state of model, optimizer and random numbers, and how far the run's
-    other files had come. One that is there stays until the new one is whole. Raises UserError where the disk is full.
+    other files had come.
     """
     import torch
 
-    flags = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(run.config).items()}
+    flags = {name: value for name, value in asdict(run.config).items() if name != "out"}  # which may have another name
+    flags["text"] = flags["text"] and str(flags["text"])
     state = {"config": flags, "step": step, "run": run.state(), "vocab": vocab}
     state |= {"model": model.state_dict(), "optimizer": optimizer.state_dict()["state"]}
     state |= {"rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all()}
     best = run.latest["validation loss"] == run.least["validation loss"]
-    for path in (run.config.out / "checkpoint.pt", run.config.out / "best.pt")[: 1 + best]:
-        try:
-            torch.save(state, path.with_suffix(".tmp"))
-            os.replace(path.with_suffix(".tmp"), path)
-        except (OSError, RuntimeError) as error:
-            path.with_suffix(".tmp").unlink(missing_ok=True)
-            reason = str(error).splitlines()[0]
-            raise UserError(f"cannot write {path} ({reason}): make room, or choose another with --out DIR") from None
+    for name in ["best.pt"] * best + ["checkpoint.pt"]:
+        write(state, run.config.out / name)
 
 
-def load(path: Path) -> dict:
-    """Return what `save` wrote, on the CPU.
+def write(state: dict, path: Path) -> None:
+    """Write a checkpoint; one that is there stays until the new one is whole. Raises UserError where it cannot be."""
+    import torch
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(state, path.with_suffix(".tmp"))
+        os.replace(path.with_suffix(".tmp"), path)
+    except (OSError, RuntimeError) as error:  # the second is torch's own
+        path.with_suffix(".tmp").unlink(missing_ok=True)
+        raise UserError(f"cannot write {path} ({str(error).splitlines()[0]}): make room, or choose another") from None
+
+
+def load(kind, path: Path) -> dict:
+    """Return what `save` wrote, on the CPU, with the flags as a config of the dataclass `kind`.
 
     Raises UserError where there is no such file, or where it is damaged, of another program, or a pickle that would run
     code: torch reads tensors and plain values alone.
@@ -48,23 +56,23 @@ def load(path: Path) -> dict:
 
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
+        flags = state["config"]
+        state["config"] = kind(**flags | {"text": flags["text"] and Path(flags["text"])})
     except FileNotFoundError:
         raise UserError(
             f"there is no checkpoint {path}: train without --resume first, or name another folder"
         ) from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError):
-        state = None
-    if not isinstance(state, dict) or not {"config", "vocab", "model"} <= set(state):
-        raise UserError(f"{path} is damaged, or no checkpoint of this course, and was not used")
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError):
+        raise UserError(f"{path} is damaged, or no checkpoint of this exercise, and was not used") from None
     return state
 
 
 def load_config(kind, out: Path, preset: str):
     """Return the flags of the checkpoint in `out`, of the dataclass `kind`; UserError where its preset is another."""
-    flags = load(out / "checkpoint.pt")["config"]
-    if preset not in ("auto", flags["preset"]):
-        raise UserError(f"--resume: the checkpoint in {out} is of --preset {flags['preset']}, not {preset}")
-    return kind(**flags | {"out": out, "text": flags["text"] and Path(flags["text"])})
+    config = load(kind, out / "checkpoint.pt")["config"]
+    if preset not in ("auto", config.preset):
+        raise UserError(f"--resume: the checkpoint in {out} is of --preset {config.preset}, not {preset}")
+    return replace(config, out=out)
 
 
 def resume(config, vocab: list[str], model, optimizer) -> tuple[int, dict]:
@@ -75,11 +83,14 @@ def resume(config, vocab: list[str], model, optimizer) -> tuple[int, dict]:
     """
     import torch
 
-    state = load(config.out / "checkpoint.pt")
+    state = load(type(config), config.out / "checkpoint.pt")
+    if config.dry_run:
+        raise UserError("--resume: neither with --dry-run nor after it is there anything to go on with")
     for name in SHAPE:
-        if state["config"][name] != getattr(config, name):
+        was = getattr(state["config"], name)
+        if was != getattr(config, name):
             flag = "--" + name.replace("_", "-")
-            raise UserError(f"--resume: the checkpoint in {config.out} is of a model of {flag} {state['config'][name]}")
+            raise UserError(f"--resume: the checkpoint in {config.out} is of a model of {flag} {was}")
     if state["vocab"] != vocab:
         raise UserError(f"--resume: the checkpoint in {config.out} is of a text with another vocabulary")
     if state["step"] >= config.steps:
@@ -109,8 +120,9 @@ def compiled(model, loss_of):
     import torch
 
     fast = torch.compile(model)
+    device = next(model.parameters()).device
     try:
-        with torch.random.fork_rng():  # what dropout draws here is not to be missed
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):  # dropout's draws here do not count
             loss_of(fast).backward()
     except Exception as error:  # no C++ compiler, a GPU that Triton does not know, and many more
         print(f"not compiled, so slower ({type(error).__name__}: {str(error).strip().splitlines()[0]})")

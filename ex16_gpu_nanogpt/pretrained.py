@@ -127,8 +127,8 @@ def main(config: Config) -> None:
     if config.init_from == "none" and not config.export:
         raise UserError("nothing to do: give --init-from and --weights, or --export, or all of them")
     if config.init_from == "none":
-        saved = torch_run.load(config.checkpoint)
-        shape = TrainConfig(**saved["config"])
+        saved = torch_run.load(TrainConfig, config.checkpoint)
+        shape = saved["config"]
         model = Transformer(shape, len(saved["model"]["embedding.weight"]))
         model.load_state_dict(saved["model"])
     else:
@@ -138,9 +138,8 @@ def main(config: Config) -> None:
         found = (shape.layers, shape.heads, shape.channels)
         if found != SHAPES[config.init_from]:
             raise UserError(f"{config.weights} has layers, heads and channels {found}, not {SHAPES[config.init_from]}")
-        config.save.parent.mkdir(parents=True, exist_ok=True)
-        settings = asdict(shape) | {"out": str(config.save.parent)}
-        torch.save({"config": settings, "vocab": None, "step": 0, "model": model.state_dict()}, config.save)
+        flags = {name: value for name, value in asdict(shape).items() if name != "out"}
+        torch_run.write({"config": flags, "vocab": None, "model": model.state_dict()}, config.save)
         print(f"{config.save}: {sum(param.numel() for param in model.parameters()):,} parameters")
     if config.export:
         to_hugging_face(shape, model, config.export)

@@ -43,8 +43,8 @@ class Config:
 
 def load_model(path, device):
     """Return the model of a checkpoint, in evaluation mode, and its vocabulary; None is that of GPT-2."""
-    saved = torch_run.load(path)
-    model = Transformer(TrainConfig(**saved["config"]), len(saved["model"]["embedding.weight"]))
+    saved = torch_run.load(TrainConfig, path)
+    model = Transformer(saved["config"], len(saved["model"]["embedding.weight"]))
     model.load_state_dict(saved["model"])
     return model.to(device).eval(), saved["vocab"]
 

@@ -301,11 +301,11 @@ def test_presets(ex, monkeypatch):
     assert big.compile
 
 
-def test_flags_win_over_the_preset(tmp_path):
+def test_flags_win_over_the_preset(ex, tmp_path):
     result = run(16, "--preset", "nanogpt", "--dry-run", *FLAGS, "--dropout", 0.25, "--out", tmp_path)
     assert result.returncode == 0, result.stderr
-    config = torch_run.load(tmp_path / "checkpoint.pt")["config"]
-    assert (config["preset"], config["steps"], config["dropout"], config["layers"]) == ("nanogpt", 5000, 0.25, 2)
+    config = torch_run.load(ex.Config, tmp_path / "checkpoint.pt")["config"]
+    assert (config.preset, config.steps, config.dropout, config.layers) == ("nanogpt", 5000, 0.25, 2)
 
 
 def test_speed():
@@ -372,19 +372,19 @@ def test_exact_resume(ex, text, tmp_path, monkeypatch, cut):
     with pytest.raises(KeyboardInterrupt):
         train(ex, tmp_path / "cut", **fields)
     monkeypatch.undo()
-    assert torch_run.load(tmp_path / "cut" / "checkpoint.pt")["step"] == cut // 4 * 4
+    assert torch_run.load(ex.Config, tmp_path / "cut" / "checkpoint.pt")["step"] == cut // 4 * 4
     torch.manual_seed(1234)
     train(ex, tmp_path / "cut", **fields, resume=True)
     for name in ("metrics.csv", "samples.txt"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    whole, resumed = (torch_run.load(tmp_path / name / "checkpoint.pt") for name in ("whole", "cut"))
+    whole, resumed = (torch_run.load(ex.Config, tmp_path / name / "checkpoint.pt") for name in ("whole", "cut"))
     assert all(torch.equal(whole["model"][name], resumed["model"][name]) for name in whole["model"])
-    best = [torch_run.load(tmp_path / name / "best.pt") for name in ("whole", "cut")]
+    best = [torch_run.load(ex.Config, tmp_path / name / "best.pt") for name in ("whole", "cut")]
     assert best[0]["step"] == best[1]["step"]
     assert best[0]["run"]["least"] == best[1]["run"]["least"]
 
 
-def test_resume_after_a_kill(text, tmp_path):
+def test_resume_after_a_kill(ex, text, tmp_path):
     """A run killed in mid-air, resumed from the command line, with its flags but for one."""
     flags = [*FLAGS, "--text", text, "--out", tmp_path, "--eval-every", 20, "--preset", "best-cpu"]
     command = [sys.executable, train_py(16), *map(str, flags), "--steps", "1000000"]
@@ -395,12 +395,12 @@ def test_resume_after_a_kill(text, tmp_path):
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    step = torch_run.load(tmp_path / "checkpoint.pt")["step"]
+    step = torch_run.load(ex.Config, tmp_path / "checkpoint.pt")["step"]
     result = run(16, "--resume", "--out", tmp_path, "--steps", step + 30, "--weight-decay", 0.5, "--device", "cpu")
     assert result.returncode == 0, result.stderr
     assert list(read_metrics(tmp_path)["train", "loss"]) == list(range(step + 30))
-    config = torch_run.load(tmp_path / "checkpoint.pt")["config"]
-    assert (config["channels"], config["preset"], config["weight_decay"]) == (16, "best-cpu", 0.5)
+    config = torch_run.load(ex.Config, tmp_path / "checkpoint.pt")["config"]
+    assert (config.channels, config.preset, config.weight_decay) == (16, "best-cpu", 0.5)
     one_sentence(run(16, "--resume", "--out", tmp_path), f"all {step + 30} steps are made", "more with --steps")
 
 
@@ -427,7 +427,7 @@ def test_flags_win_over_the_checkpoint(ex, text, tmp_path, monkeypatch):
         ({"heads": 4}, "of a model of --heads 2"),
         ({"block_size": 8}, "of a model of --block-size 16"),
         ({"bias": True}, "of a model of --bias False"),
-        ({"dry_run": True, "text": None}, "another vocabulary"),
+        ({"dry_run": True}, "neither with --dry-run nor after it"),
     ],
 )
 def test_checkpoint_of_another_model(ex, text, tmp_path, changes, message):
@@ -455,7 +455,10 @@ def test_checkpoints_that_are_refused(ex, text, tmp_path):
     for content in (whole[: len(whole) // 2], whole[:10], b"", buffer.getvalue(), pickle.dumps(trap), b"no checkpoint"):
         (out / "checkpoint.pt").write_bytes(content)
         with pytest.raises(UserError, match=r"checkpoint\.pt is damaged, or no checkpoint"):
-            torch_run.load(out / "checkpoint.pt")
+            torch_run.load(ex.Config, out / "checkpoint.pt")
+    torch.save({"config": {"text": None, "docs": 3}, "model": {}}, out / "checkpoint.pt")  # another exercise's
+    with pytest.raises(UserError, match=r"checkpoint\.pt is damaged, or no checkpoint of this exercise"):
+        torch_run.load(ex.Config, out / "checkpoint.pt")
     torch.save([1, 2], out / "checkpoint.pt")
     one_sentence(run(16, "--resume", "--out", out), "checkpoint.pt is damaged, or no checkpoint")
     assert not (tmp_path / "trapped").exists()
@@ -466,6 +469,25 @@ def test_a_new_run_removes_the_old_checkpoint(ex, text, tmp_path):
     train(ex, tmp_path / "out", text=text, steps=2)
     with Run(ex.Config(out=tmp_path / "out"), {"ln V": 1.0}):
         assert not (tmp_path / "out" / "checkpoint.pt").exists()
+
+
+def test_checkpoint_of_another_text(ex, text, tmp_path):
+    train(ex, tmp_path / "out", text=text, steps=2)
+    text.write_text(text.read_text().replace("dog", "fox"))
+    with pytest.raises(UserError, match="another vocabulary"):
+        train(ex, tmp_path / "out", text=text, steps=4, resume=True)
+
+
+def test_checkpoint_of_a_dry_run(tmp_path):
+    assert run(16, "--dry-run", "--preset", "nanogpt", *FLAGS[2:], "--out", tmp_path).returncode == 0
+    one_sentence(run(16, "--resume", "--out", tmp_path), "--resume: neither with --dry-run nor after it")
+
+
+def test_checkpoint_holds_no_path_of_this_machine(ex, text, tmp_path):
+    train(ex, tmp_path / "out", text=text, steps=2)
+    (tmp_path / "out").rename(tmp_path / "moved")
+    assert torch_run.load(ex.Config, tmp_path / "moved" / "best.pt")["config"].out == ex.Config.out
+    train(ex, tmp_path / "moved", text=text, steps=4, resume=True)
 
 
 def test_checkpoint_on_a_full_disk(ex, text, tmp_path, monkeypatch):
@@ -486,7 +508,7 @@ def test_best_is_the_least_validation_loss(ex, text, tmp_path, monkeypatch):
     losses = iter([3.0, 2.0, 2.5, 2.2])
     monkeypatch.setattr(ex, "evaluate", lambda model, x, y: {"loss": next(losses)})
     metrics = train(ex, tmp_path / "out", text=text, steps=6, eval_every=2)
-    assert torch_run.load(tmp_path / "out" / "best.pt")["step"] == 2
+    assert torch_run.load(ex.Config, tmp_path / "out" / "best.pt")["step"] == 2
     assert (metrics["validation_loss"], metrics["least_validation_loss"]) == (2.2, 2.0)
 
 
@@ -529,7 +551,7 @@ def test_compile_is_passed_over_in_a_dry_run(ex, tmp_path, monkeypatch):
         (["--prompt", "we #1"], "the model does not know '#': its characters are"),
         (["--prompt", ""], "--prompt is empty"),
         (["--top-k", 30], "--top-k 30 is more than the 29 words"),
-        (["--block-size", 336], "the text's 336 validation characters must be more than --block-size 336"),
+        (["--block-size", 2100], "the text's 2100 validation characters must be more than --block-size 2100"),
         (["--channels", 30, "--heads", 4], "--channels 30 must be a multiple of --heads 4"),
         (["--decay-to", 2], "--decay-to must be at least 0 and at most 1"),
         (["--preset", "gpt5"], "--preset"),
