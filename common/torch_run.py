@@ -10,8 +10,8 @@ from common import UserError
 
 SHAPE = ("layers", "heads", "channels", "block_size", "bias")  # flags that a checkpoint's model depends on
 PEAKS = {  # TFLOP/s of dense bfloat16 matrix products, from NVIDIA's data sheets, by a part of the GPU's name
-    **{"B200": 2250, "H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "L4": 121},
-    **{"RTX 4090": 165, "RTX 3090": 71},
+    **{"B200": 2250, "H200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "A100": 312},
+    **{"L40S": 362, "L40": 181, "L4": 121, "RTX 4090": 165, "RTX 3090": 71},
 }
 
 

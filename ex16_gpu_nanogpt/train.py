@@ -69,7 +69,7 @@ class Config:
 NANOGPT = {"block_size": 256, "layers": 6, "heads": 6, "channels": 384, "dropout": 0.2, "batch_size": 64}
 PRESETS = {  # what differs from the defaults above, which are nanoGPT's for a laptop
     "nanogpt-cpu": {},
-    "best-cpu": {"learning_rate": 0.004, "decay_to": 0.0},
+    "best-cpu": {"layers": 2, "batch_size": 24, "learning_rate": 0.008, "warmup_steps": 50, "decay_to": 0.0},
     "nanogpt": {**NANOGPT, "steps": 5_000, "compile": True},
     "best": {**NANOGPT, "dropout": 0.4, "steps": 3_000, "decay_to": 0.0, "compile": True},
 }

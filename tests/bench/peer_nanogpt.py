@@ -117,7 +117,7 @@ def ours(flags: list[str], target: float = 0.0) -> dict:
         out = Path(folder)
         start = time.perf_counter()
         process = subprocess.Popen(
-            [sys.executable, train_py(16), "--out", out, *flags], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-u", train_py(16), "--out", out, *flags], stdout=subprocess.PIPE, text=True
         )
         reached, speed = None, ""
         for line in process.stdout:  # a sample is printed when the row before it is in metrics.csv
