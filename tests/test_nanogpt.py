@@ -259,10 +259,12 @@ def test_learning_rate(ex):
     config = ex.Config(learning_rate=0.5, warmup_steps=10, steps=1000, decay_to=0.1)
     rates = [ex.learning_rate(config, step) for step in range(1000)]
     assert rates[0] == pytest.approx(0.05)  # not 0: the first step counts
-    assert rates[9] == max(rates) == pytest.approx(0.5, rel=1e-3)
-    assert rates[500] == pytest.approx(0.275, rel=1e-3)
+    assert rates[9] == rates[10] == max(rates) == 0.5
+    assert rates[505] == pytest.approx(0.275)  # half way between the warm-up and the end
     assert rates[999] == pytest.approx(0.05, rel=1e-3)
-    assert all(a > b for a, b in pairwise(rates[9:]))
+    assert all(a > b for a, b in pairwise(rates[10:]))
+    long = ex.Config(learning_rate=0.5, warmup_steps=10, steps=5)  # shorter than its warm-up
+    assert [ex.learning_rate(long, step) for step in range(5)] == pytest.approx([0.05, 0.1, 0.15, 0.2, 0.25])
 
 
 def test_gradients_are_clipped(ex, text, tmp_path, monkeypatch):
