@@ -115,7 +115,8 @@ def has_bfloat16(device) -> bool:
 def compiled(model, loss_of):
     """Return the model compiled, or as it is, with one line that says why, where this machine cannot do that.
 
-    `loss_of` returns of a model a loss like those of the training. With one the compiled model is tried, without trace.
+    `loss_of` returns of a model a loss like those of the training. The compiled model is tried with one, which leaves
+    nothing behind.
     """
     import torch
 

@@ -10,7 +10,8 @@ Changes from ex13:
 
     python ex16_gpu_nanogpt/train.py
 
-TODO
+1.91 nats per character of the validation set in under a minute on two CPU cores, as nanoGPT; 1.67 with --preset
+best-cpu in the same time. On a GPU (preset nanogpt) about 1.47 is to be expected; nothing was measured on one yet.
 """
 
 import math
