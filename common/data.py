@@ -70,7 +70,7 @@ def shakespeare(dry_run: bool = False) -> str:
     With `dry_run`, a few made-up lines instead. Raises DataError where the file cannot be had or is damaged.
     """
     if dry_run:
-        return "First Citizen:\nWe dry the run, and run it dry; speak, speak.\n\nROMEO:\nSpeak, speak!\n\n" * 40
+        return "First Citizen:\nWe dry the run, and run it dry; speak, speak.\n\nROMEO:\nSpeak, speak!\n\n" * 250
     path = fetch("shakespeare", "input.txt", SHAKESPEARE_SHA256["input.txt"], SHAKESPEARE_MIRRORS)
     return path.read_text(encoding="utf-8")
 

@@ -1,0 +1,152 @@
+"""What long runs in torch need: checkpoints, a compiled model where there can be one, how fast they are."""
+
+import os
+import pickle
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from common import UserError
+
+SHAPE = ("layers", "heads", "channels", "block_size", "bias")  # flags that a checkpoint's model depends on
+PEAKS = {  # TFLOP/s of dense bfloat16 matrix products, from NVIDIA's data sheets, by a part of the GPU's name
+    **{"B200": 2250, "H200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "A100": 312},
+    **{"L40S": 362, "L40": 181, "L4": 121, "RTX 4090": 165, "RTX 3090": 71},
+}
+
+
+def save(run, step: int, vocab: list[str], model, optimizer) -> None:
+    """Write checkpoint.pt into the run's folder; best.pt, too, where the last validation loss is the least so far.
+
+    It holds all that `resume` needs: the flags, the state of model, optimizer and random numbers, and how far the run's
+    other files had come.
+    """
+    import torch
+
+    flags = {name: value for name, value in asdict(run.config).items() if name != "out"}  # which may have another name
+    flags["text"] = flags["text"] and str(flags["text"])
+    state = {"config": flags, "step": step, "run": run.state(), "vocab": vocab}
+    state |= {"model": model.state_dict(), "optimizer": optimizer.state_dict()["state"]}
+    state |= {"rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all()}
+    best = run.latest["validation loss"] == run.least["validation loss"]
+    for name in ["best.pt"] * best + ["checkpoint.pt"]:
+        write(state, run.config.out / name)
+
+
+def write(state: dict, path: Path) -> None:
+    """Write a checkpoint; one that is there stays until the new one is whole. Raises UserError where it cannot be."""
+    import torch
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(state, path.with_suffix(".tmp"))
+        os.replace(path.with_suffix(".tmp"), path)
+    except (OSError, RuntimeError) as error:  # the second is torch's own
+        path.with_suffix(".tmp").unlink(missing_ok=True)
+        raise UserError(f"cannot write {path} ({str(error).splitlines()[0]}): make room, or choose another") from None
+
+
+def load(kind, path: Path) -> dict:
+    """Return what `save` wrote, on the CPU, with the flags as a config of the dataclass `kind`.
+
+    Raises UserError where there is no such file, or where it is damaged, of another program, or a pickle that would run
+    code: torch reads tensors and plain values alone.
+    """
+    import torch
+
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        flags = state["config"]
+        state["config"] = kind(**flags | {"text": flags["text"] and Path(flags["text"])})
+    except FileNotFoundError:
+        raise UserError(
+            f"there is no checkpoint {path}: train without --resume first, or name another folder"
+        ) from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError):
+        raise UserError(f"{path} is damaged, or no checkpoint of this exercise, and was not used") from None
+    return state
+
+
+def load_config(kind, out: Path, preset: str):
+    """Return the flags of the checkpoint in `out`, of the dataclass `kind`; UserError where its preset is another."""
+    config = load(kind, out / "checkpoint.pt")["config"]
+    if preset not in ("auto", config.preset):
+        raise UserError(f"--resume: the checkpoint in {out} is of --preset {config.preset}, not {preset}")
+    return replace(config, out=out)
+
+
+def resume(config, vocab: list[str], model, optimizer) -> tuple[int, dict]:
+    """Put the checkpoint in `config.out` back; return its step, and what `Run` needs to go on from there.
+
+    What the flags say of the optimizer holds, not what they were. Raises UserError as `load` does, where the model or
+    the vocabulary is another one, or where all steps are already made.
+    """
+    import torch
+
+    state = load(type(config), config.out / "checkpoint.pt")
+    if config.dry_run:
+        raise UserError("--resume: neither with --dry-run nor after it is there anything to go on with")
+    for name in SHAPE:
+        was = getattr(state["config"], name)
+        if was != getattr(config, name):
+            flag = "--" + name.replace("_", "-")
+            raise UserError(f"--resume: the checkpoint in {config.out} is of a model of {flag} {was}")
+    if state["vocab"] != vocab:
+        raise UserError(f"--resume: the checkpoint in {config.out} is of a text with another vocabulary")
+    if state["step"] >= config.steps:
+        raise UserError(f"--resume: all {state['step']} steps are made: ask for more with --steps")
+    model.load_state_dict(state["model"])
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
+    torch.set_rng_state(state["rng"])
+    torch.cuda.set_rng_state_all(state["cuda_rng"][: torch.cuda.device_count()])
+    return state["step"], state["run"]
+
+
+def has_bfloat16(device) -> bool:
+    """Return whether the device itself multiplies matrices of bfloat16, which others only imitate, slowly."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+
+
+def compiled(model, loss_of):
+    """Return the model compiled, or as it is, with one line that says why, where this machine cannot do that.
+
+    `loss_of` returns of a model a loss like those of the training. The compiled model is tried with one, which leaves
+    nothing behind.
+    """
+    import torch
+
+    fast = torch.compile(model)
+    device = next(model.parameters()).device
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):  # dropout's draws here do not count
+            loss_of(fast).backward()
+    except Exception as error:  # no C++ compiler, a GPU that Triton does not know, and many more
+        print(f"not compiled, so slower ({type(error).__name__}: {str(error).strip().splitlines()[0]})")
+        fast = model
+    model.zero_grad()
+    return fast
+
+
+def clock(device) -> float:
+    """Return the time in seconds when the device has done all that it was asked to."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def speed(words_per_second: float, flops_per_word: int, device) -> str:
+    """Return in words how fast a training was, and its MFU: the share of the GPU's peak that it put to use."""
+    import torch
+
+    name = torch.cuda.get_device_name() if device.type == "cuda" else f"a {device.type}"
+    rate = words_per_second * flops_per_word / 1e12
+    peak = next((peak for chip, peak in PEAKS.items() if chip in name), None)
+    mfu = f"{rate / peak:.1%} of {peak} TFLOP/s" if peak else "unknown chip"
+    return f"speed: {words_per_second:,.0f} words/s, {rate:.3g} TFLOP/s; MFU: {mfu} ({name})"

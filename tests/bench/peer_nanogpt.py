@@ -1,0 +1,195 @@
+"""Exercise 16 and nanoGPT's own train.py on a CPU, in turn: milliseconds an iteration, and seconds until a loss.
+
+    python tests/bench/peer_nanogpt.py --checkout path/to/nanoGPT --rounds 3
+
+The checkout is copied to a temporary folder and gets its data there by its own prepare.py. It trains with the flags
+that its README gives for a laptop; both use as many threads as OMP_NUM_THREADS says. An iteration's time is without
+evaluations: of nanoGPT the mean of the times it prints, of exercise 16 its step_ms. The seconds until the target begin
+with the process; nanoGPT gets there when the loss that it estimates from 20 random batches does, exercise 16 when that
+of the whole validation set does. Behind nanoGPT's last line stands the loss on the whole set of the checkpoint it kept.
+"""
+
+import contextlib
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from helpers import load, read_metrics, train_py
+
+from common import data
+from common.record import clean_exit
+
+LAPTOP = (
+    "--device=cpu --compile=False --eval_iters=20 --log_interval=1 --block_size=64 --batch_size=12 --n_layer=4 "
+    "--n_head=4 --n_embd=128 --dropout=0.0"
+)
+
+
+@dataclass
+class Config:
+    checkout: Path | None = None  # nanoGPT's; without one exercise 16 runs alone
+    rounds: int = 1  # runs of each, with seeds 0, 1, …
+    steps: int = 2_000  # iterations of nanoGPT and of preset nanogpt-cpu
+    presets: tuple[str, ...] = ("nanogpt-cpu", "best-cpu")  # of exercise 16
+    flags: str = ""  # more of exercise 16, as "flag=value flag=value"
+    target: float = 1.88  # validation loss
+    statistic: int = 0  # random batches of nanoGPT's own statistic, for which exercise 16 is trained again; 0: none
+
+
+def prepare(checkout: Path, folder: Path) -> Path:
+    """Copy what is needed of a checkout of nanoGPT into a folder, and let it prepare its data there."""
+    copy = folder / "nanogpt"
+    copy.mkdir()
+    for name in ("train.py", "model.py", "configurator.py"):
+        shutil.copy(checkout / name, copy)
+    for name in ("config", "data/shakespeare_char"):
+        shutil.copytree(checkout / name, copy / name)
+    (copy / "data/shakespeare_char/input.txt").write_text(data.shakespeare(), encoding="utf-8")
+    subprocess.run(
+        [sys.executable, "data/shakespeare_char/prepare.py"], cwd=copy, check=True, stdout=subprocess.DEVNULL
+    )
+    return copy
+
+
+class Logits(torch.nn.Module):
+    """nanoGPT's model behind the interface of ours: words (B, T) to logits (B, T, V)."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, words):
+        return self.model(words, words)[0]
+
+
+def their_loss(copy: Path) -> float:
+    """Return the loss on the whole validation set of the checkpoint that nanoGPT has kept, the best of its own."""
+    sys.path.insert(0, str(copy))
+    from model import GPT, GPTConfig
+
+    ex = load(16)
+    saved = torch.load(copy / "out-shakespeare-char" / "ckpt.pt", map_location="cpu", weights_only=True)
+    model = GPT(GPTConfig(**saved["model_args"]))
+    model.load_state_dict({name.removeprefix("_orig_mod."): value for name, value in saved["model"].items()})
+    config = ex.Config(block_size=saved["model_args"]["block_size"])
+    train_words, val_words, _ = ex.read_words(config)
+    _, _, x, y = ex.make_data(config, train_words, val_words, torch.device("cpu"))
+    return ex.evaluate(Logits(model), x, y)["loss"]
+
+
+def theirs(copy: Path, flags: list[str], target: float, seed: int = 0) -> dict:
+    """Train nanoGPT and return what was seen, by name, as `ours` does."""
+    source = (copy / "train.py").read_text()
+    (copy / "train.py").write_text(re.sub(r"manual_seed\(\d+", f"manual_seed({1337 + seed}", source))
+    command = [sys.executable, "-u", "train.py", "config/train_shakespeare_char.py", *flags]
+    start = time.perf_counter()
+    process = subprocess.Popen(command, cwd=copy, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    times, losses, reached = [], [], None
+    for line in process.stdout:
+        if found := re.match(r"step \d+: train loss [\d.]+, val loss ([\d.]+)", line):
+            losses.append(float(found[1]))
+            if losses[-1] <= target and reached is None:
+                reached = time.perf_counter() - start
+        if found := re.match(r"iter (\d+): loss [\d.]+, time ([\d.]+)ms", line):
+            number = int(found[1])
+            if number % 250 and number > 10:  # without those that evaluate, and the first
+                times.append(float(found[2]))
+    if process.wait():
+        raise RuntimeError(f"nanoGPT's train.py ended with code {process.returncode}")
+    seconds = time.perf_counter() - start
+    return {"ms": sum(times) / len(times), "losses": losses, "seconds": seconds, "reached": reached, "speed": ""}
+
+
+def ours(flags: list[str], target: float = 0.0) -> dict:
+    """Train exercise 16; return milliseconds an iteration, losses, seconds in all and to the target, its speed line."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder)
+        start = time.perf_counter()
+        process = subprocess.Popen(
+            [sys.executable, "-u", train_py(16), "--out", out, *flags], stdout=subprocess.PIPE, text=True
+        )
+        reached, speed = None, ""
+        for line in process.stdout:  # a sample is printed when the row before it is in metrics.csv
+            sampled = line.startswith("--- step ") and reached is None
+            if sampled and list(read_metrics(out)["validation", "loss"].values())[-1] <= target:
+                reached = time.perf_counter() - start
+            speed = line.strip() if line.startswith("speed: ") else speed
+        if process.wait():
+            raise RuntimeError(f"exercise 16 ended with code {process.returncode}")
+        seconds = time.perf_counter() - start
+        losses = list(read_metrics(out)["validation", "loss"].values())
+        ms = float(re.search(r"step_ms=(\S+)", line)[1])
+        return {"ms": ms, "losses": losses, "seconds": seconds, "reached": reached, "speed": speed}
+
+
+def row(name: str, seen: dict) -> str:
+    """Return what was seen of a run as a row of the table."""
+    reached = f"{seen['reached']:.1f}" if seen["reached"] else "never"
+    losses = f"{seen['losses'][-1]:.4f} | {min(seen['losses']):.4f}"
+    return f"| {name} | {seen['ms']:.1f} | {losses} | {seen['seconds']:.1f} | {reached} |"
+
+
+def least_statistic(flags: list[str], batches: int) -> float:
+    """Train exercise 16 and return what nanoGPT would have called its best validation loss.
+
+    That is the least, over all evaluations, of the mean loss of so many random batches of validation blocks.
+    """
+    ex = load(16)
+    evaluate, make_data, seen, kept = ex.evaluate, ex.make_data, [], {}
+    generator = torch.Generator().manual_seed(0)
+
+    def keep(config, train, val, device):
+        kept["windows"] = val.to(device).unfold(0, config.block_size, 1)  # (M - T + 1, T)
+        kept["count"] = batches * config.batch_size
+        return make_data(config, train, val, device)
+
+    def both(model, x, y):
+        windows = kept["windows"]
+        starts = torch.randint(len(windows) - 1, (kept["count"],), generator=generator)
+        seen.append(evaluate(model, windows[starts], windows[starts + 1])["loss"])
+        return evaluate(model, x, y)
+
+    ex.evaluate, ex.make_data = both, keep
+    with tempfile.TemporaryDirectory() as out, contextlib.redirect_stdout(io.StringIO()):
+        args = [*map(str, flags), "--out", out]
+        default, _ = tyro.cli(ex.defaults, add_help=False, return_unknown_args=True, args=args)
+        ex.main(tyro.cli(ex.Config, default=default, args=args))
+    return min(seen)
+
+
+HEAD = """| | ms an iteration | last loss | least loss | seconds in all | seconds to the target |
+|---|---|---|---|---|---|"""
+
+
+def main(config: Config) -> None:
+    print(f"{os.environ.get('OMP_NUM_THREADS', os.cpu_count())} threads, target {config.target}\n{HEAD}")
+    extra = ["--" + flag for flag in config.flags.split()]
+    with tempfile.TemporaryDirectory() as folder:
+        copy = prepare(config.checkout, Path(folder)) if config.checkout else None
+        for seed in range(config.rounds):
+            for preset in config.presets:
+                steps = ["--steps", str(config.steps)] if preset == "nanogpt-cpu" else []
+                flags = ["--preset", preset, "--seed", str(seed), *steps, *extra]
+                print(row(f"exercise 16, {preset}", ours(flags, config.target)), flush=True)
+                if config.statistic:
+                    print(f"nanoGPT's statistic of it: {least_statistic(flags, config.statistic):.4f}", flush=True)
+            if copy:
+                flags = [*LAPTOP.split(), f"--max_iters={config.steps}", f"--lr_decay_iters={config.steps}"]
+                print(row("nanoGPT", theirs(copy, flags, config.target, seed)), flush=True)
+                print(f"loss of its checkpoint on the whole validation set: {their_loss(copy):.4f}", flush=True)
+
+
+if __name__ == "__main__":
+    with clean_exit():
+        main(tyro.cli(Config, description=__doc__))

@@ -1,0 +1,675 @@
+"""Exercise 16: characters of Shakespeare, against exercise 13, nanoGPT's numbers and transformers' GPT-2."""
+
+import io
+import math
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from itertools import pairwise
+
+import pytest
+import torch
+from helpers import load, one_sentence, read_metrics, run, train_py
+
+from common import UserError, torch_run
+from common.record import Run
+
+CPU = torch.device("cpu")
+FOLDER = train_py(16).parent
+SMALL = {"block_size": 16, "channels": 16, "layers": 2, "heads": 2, "batch_size": 4, "sample_words": 5}
+FLAGS = ["--block-size", 16, "--channels", 16, "--layers", 2, "--heads", 2, "--batch-size", 4, "--device", "cpu"]
+
+
+@pytest.fixture
+def ex():
+    return load(16)
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """Return a function that loads one of the programs beside train.py."""
+    monkeypatch.syspath_prepend(FOLDER)
+
+    def load_script(name):
+        for module in ("train", "sample", "pretrained"):
+            sys.modules.pop(module, None)
+        return __import__(name)
+
+    yield load_script
+    for module in ("train", "sample", "pretrained"):
+        sys.modules.pop(module, None)
+
+
+def new_model(ex, vocab_size=50, **fields):
+    torch.manual_seed(0)
+    config = ex.Config(**SMALL | fields)
+    model = ex.Transformer(config, vocab_size)
+    for param in model.parameters():
+        torch.nn.init.normal_(param, std=0.3)
+    return config, model
+
+
+def train(ex, out, **fields):
+    return ex.main(ex.Config(out=out, **{**SMALL, "device": "cpu", "dropout": 0.1, **fields}))
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("the cat sat on the mat, and ROMEO:\nthe dog sat on the cat!\n" * 40, encoding="utf-8")
+    return path
+
+
+# The model
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_13_equals_16(ex, bias):
+    old = load(13)
+    _, theirs = new_model(old, bias=bias, dropout=0.0)
+    config, ours = new_model(ex, bias=bias)
+    ours.load_state_dict(theirs.state_dict())  # the names are the same, all of them
+    words = torch.randint(50, (3, 16))
+    torch.testing.assert_close(ours(words), theirs(words), atol=1e-5, rtol=1e-5)
+    for model, module in ((theirs, old), (ours, ex)):
+        module.loss_fn(model(words), words).backward()
+    for (name, param), other in zip(ours.named_parameters(), theirs.parameters()):
+        torch.testing.assert_close(param.grad, other.grad, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_causality(ex):
+    config, model = new_model(ex)
+    words = torch.randint(50, (4, 16))
+    logits = model(words)
+    for t in range(16):
+        changed = words.clone()
+        changed[:, t] = (changed[:, t] + 1) % 50
+        other = model(changed)
+        assert torch.equal(other[:, :t], logits[:, :t])
+        assert (other[:, t:] != logits[:, t:]).any(-1).all()
+
+
+def test_dropout_is_there_in_training_alone(ex):
+    config, model = new_model(ex, dropout=0.5)
+    words = torch.randint(50, (4, 16))
+    assert (model(words) != model(words)).any()
+    attention = model.blocks[0].attention
+    attention.dropout.p = 0.0
+    x = torch.randn(2, 16, 16)
+    assert (attention(x) == attention(x)).all()
+    attention.dropout.p = 0.5
+    assert (attention(x) != attention(x)).any()  # of the attention weights
+    model.eval()
+    assert (model(words) == model(words)).all()
+
+
+def test_parameters_as_nanogpt_counts_them(ex):
+    config = ex.Config(**ex.PRESETS["nanogpt"])
+    with torch.device("meta"):
+        model = ex.Transformer(config, 65)
+    count = sum(param.numel() for param in model.parameters()) - model.positions.weight.numel()
+    assert count == 10_646_784
+    assert ex.flops_per_word(config, model) == 6 * count + 12 * 6 * 6 * 64 * 256  # layers, heads, width, block
+
+
+def test_autocast(ex):
+    config, model = new_model(ex)
+    torch.manual_seed(0)
+    model = ex.Transformer(config, 50)
+    words = torch.randint(50, (8, 17))
+    loss = ex.loss_fn(model(words[:, :-1]), words[:, 1:])
+    model.bfloat16 = True
+    logits = model(words[:, :-1])
+    assert logits.dtype == torch.float32
+    rough = ex.loss_fn(logits, words[:, 1:])
+    assert rough.item() != loss.item()
+    assert rough.item() == pytest.approx(loss.item(), abs=1e-2)
+    rough.backward()
+    assert all(param.grad.dtype == torch.float32 for param in model.parameters())
+
+
+def test_initial_loss_is_ln_v(ex):
+    torch.manual_seed(0)
+    model = ex.Transformer(ex.Config(), 65)
+    words = torch.randint(65, (4, 65))
+    assert ex.loss_fn(model(words[:, :-1]), words[:, 1:]).item() == pytest.approx(math.log(65), abs=0.1)
+
+
+def test_overfits(ex):
+    config, model = new_model(ex)
+    torch.manual_seed(0)
+    model = ex.Transformer(config, 50)
+    words = torch.randint(50, (4, 17))
+    optimizer = ex.make_optimizer(ex.Config(**SMALL, learning_rate=0.01), model)
+    for _ in range(200):
+        loss = ex.loss_fn(model(words[:, :-1]), words[:, 1:])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.05
+
+
+# transformers' GPT-2
+
+
+def gpt2(transformers, **options):
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 50, "n_positions": 16, "n_embd": 16, "n_layer": 2, "n_head": 2}
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, **options))
+    for param in model.parameters():
+        torch.nn.init.normal_(param, std=0.3)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def transformers():
+    return pytest.importorskip("transformers")
+
+
+def test_from_transformers(ex, script, transformers, tmp_path):
+    theirs = gpt2(transformers)
+    theirs.save_pretrained(tmp_path / "theirs")
+    config, ours = script("pretrained").from_hugging_face(tmp_path / "theirs", heads=2)
+    words = torch.randint(50, (3, 16))
+    answer = theirs(words, labels=words)
+    logits = ours.eval()(words)
+    torch.testing.assert_close(logits, answer.logits, atol=1e-4, rtol=1e-4)
+    loss = ex.loss_fn(logits[:, :-1], words[:, 1:])
+    assert loss.item() == pytest.approx(answer.loss.item(), abs=1e-4)
+    assert (config.layers, config.heads, config.channels, config.block_size) == (2, 2, 16, 16)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_to_transformers(ex, script, transformers, tmp_path, bias):
+    config, ours = new_model(ex, bias=bias)
+    script("pretrained").to_hugging_face(config, ours, tmp_path / "ours")
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "ours").eval()
+    words = torch.randint(50, (3, 16))
+    torch.testing.assert_close(theirs(words).logits, ours.eval()(words), atol=1e-4, rtol=1e-4)
+    _, again = script("pretrained").from_hugging_face(tmp_path / "ours" / "model.safetensors", heads=2)
+    torch.testing.assert_close(again.eval()(words), ours(words), atol=1e-5, rtol=1e-5)
+
+
+# Data
+
+
+def test_characters_of_the_text(ex, shakespeare):
+    train_words, val_words, vocab = ex.read_words(ex.Config())
+    assert (len(train_words), len(val_words), len(vocab)) == (1_003_854, 111_540, 65)
+    assert "".join(vocab[i] for i in torch.cat([train_words, val_words])[:500]) == shakespeare[:500]
+    assert "".join(vocab) == "\n !$&',-.3:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+
+
+def test_every_validation_character_is_scored_once(ex):
+    for length in (17, 32, 33, 95):
+        words, val = torch.arange(100), torch.arange(100, 100 + length)
+        x, y, x_val, y_val = ex.make_data(ex.Config(**SMALL), words, val, CPU)
+        assert y_val[y_val >= 0].tolist() == val.tolist()
+        assert (x_val[y_val >= 0] == y_val[y_val >= 0] - 1).all()
+        assert x_val.shape[1] == 16
+        assert (x_val >= 0).all()
+        assert (y == x + 1).all()
+
+
+@pytest.mark.parametrize("n", [64, 100, 1000])
+def test_batches_cover_the_text(ex, n):
+    config = ex.Config(**SMALL)  # blocks of 16, 4 a batch
+    blocks, epoch = n // 16, n // 16 // 4
+    batches = ex.batches(config, n, 0, CPU)
+    firsts = set()
+    for _ in range(30):
+        starts = torch.cat([next(batches) for _ in range(epoch)])
+        assert len(set(starts.tolist())) == len(starts) == 4 * epoch  # each once in an epoch
+        assert starts.min() >= 0
+        assert starts.max() < n  # where there is a sample
+        assert len(set((starts % 16).tolist())) == 1  # side by side: all but a block and a part of a batch is seen
+        assert len(starts) >= blocks - 3
+        firsts.add(starts[0].item() % 16)
+    assert len(firsts) > 5  # and not with the same borders every time
+
+
+def test_batches_follow_from_seed_and_step(ex):
+    config = ex.Config(**SMALL)
+    whole = ex.batches(config, 1000, 0, CPU)
+    starts = [next(whole) for _ in range(60)]
+    for step in (0, 1, 14, 15, 16, 31, 59):  # an epoch has 15 steps
+        assert torch.equal(next(ex.batches(config, 1000, step, CPU)), starts[step])
+    other = ex.Config(**SMALL, seed=1)
+    assert not torch.equal(next(ex.batches(other, 1000, 0, CPU)), starts[0])
+
+
+# Training
+
+
+def test_decay_groups(ex):
+    _, model = new_model(ex, bias=True)
+    matrices, vectors = ex.make_optimizer(ex.Config(), model).param_groups
+    names = {id(param): name for name, param in model.named_parameters()}
+    decayed = {names[id(param)] for param in matrices["params"]}
+    assert (matrices["weight_decay"], vectors["weight_decay"]) == (0.1, 0.0)
+    assert {"embedding.weight", "positions.weight", "blocks.0.up.weight", "blocks.1.attention.out.weight"} <= decayed
+    assert not any("norm" in name or "bias" in name for name in decayed)
+    assert len(decayed) + len(vectors["params"]) == len(names)
+
+
+def test_learning_rate(ex):
+    config = ex.Config(learning_rate=0.5, warmup_steps=10, steps=1000, decay_to=0.1)
+    rates = [ex.learning_rate(config, step) for step in range(1000)]
+    assert rates[0] == pytest.approx(0.05)  # not 0: the first step counts
+    assert rates[9] == rates[10] == max(rates) == 0.5
+    assert rates[505] == pytest.approx(0.275)  # half way between the warm-up and the end
+    assert rates[999] == pytest.approx(0.05, rel=1e-3)
+    assert all(a > b for a, b in pairwise(rates[10:]))
+    long = ex.Config(learning_rate=0.5, warmup_steps=10, steps=5)  # shorter than its warm-up
+    assert [ex.learning_rate(long, step) for step in range(5)] == pytest.approx([0.05, 0.1, 0.15, 0.2, 0.25])
+
+
+def test_gradients_are_clipped(ex, text, tmp_path, monkeypatch):
+    seen = []
+
+    def step(self, closure=None):
+        grads = [param.grad for group in self.param_groups for param in group["params"]]
+        seen.append(torch.cat([grad.flatten() for grad in grads]).norm().item())
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    monkeypatch.setattr(ex, "loss_fn", lambda logits, y: 1000 * logits.logsumexp(-1).mean())
+    monkeypatch.setattr(ex, "evaluate", lambda model, x, y: {"loss": 1.0})
+    train(ex, tmp_path / "out", text=text, steps=3)
+    assert seen == pytest.approx([1.0] * 3, rel=1e-3)
+
+
+def test_beats_its_baseline(text, tmp_path):
+    result = run(16, *FLAGS, "--text", text, "--steps", 60, "--learning-rate", 0.01, "--out", tmp_path / "out")
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    baseline = float(next(line for line in lines if line.startswith("baselines: ")).split()[2].rstrip(","))
+    assert float(lines[-1].split("validation_loss=")[1].split()[0]) < baseline
+    assert any(line.startswith("preset nanogpt-cpu") for line in lines)
+    assert any(line.startswith("speed: ") and "unknown chip" in line for line in lines)
+
+
+def test_presets(ex, monkeypatch):
+    assert set(ex.PRESETS) | {"auto"} == set(ex.Preset.__args__)
+    assert ex.defaults(device="cpu").preset == "nanogpt-cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert ex.defaults().preset == "nanogpt"
+    assert ex.defaults(device="cpu").preset == "nanogpt-cpu"
+    big = ex.defaults(preset="nanogpt")
+    assert (big.layers, big.heads, big.channels, big.block_size, big.batch_size) == (6, 6, 384, 256, 64)
+    assert (big.steps, big.dropout, big.learning_rate, big.decay_to, big.bias) == (5000, 0.2, 0.001, 0.1, False)
+    assert big.compile
+
+
+def test_flags_win_over_the_preset(ex, tmp_path):
+    result = run(16, "--preset", "nanogpt", "--dry-run", *FLAGS, "--dropout", 0.25, "--out", tmp_path)
+    assert result.returncode == 0, result.stderr
+    config = torch_run.load(ex.Config, tmp_path / "checkpoint.pt")["config"]
+    assert (config.preset, config.steps, config.dropout, config.layers) == ("nanogpt", 5000, 0.25, 2)
+
+
+def test_speed():
+    flops = 857_000_000  # of GPT-2 124M on a token, at 1,024 of them
+    assert "41.6% of 989 TFLOP/s (NVIDIA H200)" in fake_speed("NVIDIA H200", 480_000, flops)
+    assert "of 756 TFLOP/s" in fake_speed("NVIDIA H100 PCIe", 1e5, flops)
+    assert "of 362 TFLOP/s" in fake_speed("NVIDIA L40S", 1e5, flops)
+    assert "unknown chip (NVIDIA GeForce GTX 1050)" in fake_speed("NVIDIA GeForce GTX 1050", 1e4, flops)
+
+
+def fake_speed(name, rate, flops):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "get_device_name", lambda: name)
+        return torch_run.speed(rate, flops, torch.device("cuda"))
+
+
+@pytest.mark.parametrize(("native", "found"), [(True, True), (False, False)])
+def test_gpu_without_bfloat16(native, found, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native or including_emulation)
+    assert torch_run.has_bfloat16(torch.device("cuda")) is found
+
+
+def test_losses_on_a_gpu_are_read_later(ex, tmp_path):
+    class OnGpu:
+        is_cuda, read = True, 0
+
+        def __init__(self, value):
+            self.value = value
+
+        def __float__(self):
+            OnGpu.read += 1
+            return self.value
+
+    with Run(ex.Config(out=tmp_path), {"ln V": 1.0}) as run_:
+        for step in range(14):
+            run_.record(step, "train", loss=OnGpu(float(step)))
+            assert OnGpu.read == (10 if step >= 9 else 0)
+        run_.record(14, "validation", loss=0.5)
+        assert OnGpu.read == 14
+        assert list(read_metrics(tmp_path)["train", "loss"].values()) == list(range(14))
+        for step in range(14, 20):
+            run_.record(step, "train", loss=OnGpu(math.nan if step == 16 else 1.0))
+        with pytest.raises(UserError, match="train loss is nan at step 16 "):
+            run_.record(20, "validation", loss=0.5)
+    assert list(read_metrics(tmp_path)["train", "loss"]) == list(range(16))
+
+
+# Checkpoints
+
+
+@pytest.mark.parametrize("cut", [9, 13])
+def test_exact_resume(ex, text, tmp_path, monkeypatch, cut):
+    """A run that stops in the middle goes on as if it had not: the same files, the same weights."""
+    fields = {"text": text, "steps": 16, "eval_every": 4, "learning_rate": 0.01}
+    train(ex, tmp_path / "whole", **fields)
+    record = Run.record
+
+    def stop(self, step, split, **metrics):
+        if step == cut:
+            raise KeyboardInterrupt
+        record(self, step, split, **metrics)
+
+    monkeypatch.setattr(Run, "record", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(ex, tmp_path / "cut", **fields)
+    monkeypatch.undo()
+    assert torch_run.load(ex.Config, tmp_path / "cut" / "checkpoint.pt")["step"] == cut // 4 * 4
+    torch.manual_seed(1234)
+    train(ex, tmp_path / "cut", **fields, resume=True)
+    for name in ("metrics.csv", "samples.txt"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    whole, resumed = (torch_run.load(ex.Config, tmp_path / name / "checkpoint.pt") for name in ("whole", "cut"))
+    assert all(torch.equal(whole["model"][name], resumed["model"][name]) for name in whole["model"])
+    best = [torch_run.load(ex.Config, tmp_path / name / "best.pt") for name in ("whole", "cut")]
+    assert best[0]["step"] == best[1]["step"]
+    assert best[0]["run"]["least"] == best[1]["run"]["least"]
+
+
+def test_resume_after_a_kill(ex, text, tmp_path):
+    """A run killed in mid-air, resumed from the command line, with its flags but for one."""
+    flags = [*FLAGS, "--text", text, "--out", tmp_path, "--eval-every", 20, "--preset", "best-cpu"]
+    command = [sys.executable, train_py(16), *map(str, flags), "--steps", "1000000"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "best.pt").exists() or b"\n35,train" not in (tmp_path / "metrics.csv").read_bytes():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    step = torch_run.load(ex.Config, tmp_path / "checkpoint.pt")["step"]
+    result = run(16, "--resume", "--out", tmp_path, "--steps", step + 30, "--weight-decay", 0.5, "--device", "cpu")
+    assert result.returncode == 0, result.stderr
+    assert list(read_metrics(tmp_path)["train", "loss"]) == list(range(step + 30))
+    config = torch_run.load(ex.Config, tmp_path / "checkpoint.pt")["config"]
+    assert (config.channels, config.preset, config.weight_decay) == (16, "best-cpu", 0.5)
+    one_sentence(run(16, "--resume", "--out", tmp_path), f"all {step + 30} steps are made", "more with --steps")
+
+
+def test_flags_win_over_the_checkpoint(ex, text, tmp_path, monkeypatch):
+    train(ex, tmp_path / "out", text=text, steps=4)
+    seen = []
+    step = torch.optim.AdamW.step
+
+    def spy(self, closure=None):
+        seen.append((self.param_groups[0]["weight_decay"], self.param_groups[0]["lr"]))
+        return step(self, closure)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", spy)
+    train(ex, tmp_path / "out", text=text, steps=6, resume=True, weight_decay=0.7, learning_rate=0.3, warmup_steps=1)
+    assert [decay for decay, _ in seen] == [0.7, 0.7]
+    assert all(rate < 0.3 for _, rate in seen)
+    assert seen[0][1] > 0.01
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layers": 3}, "of a model of --layers 2"),
+        ({"heads": 4}, "of a model of --heads 2"),
+        ({"block_size": 8}, "of a model of --block-size 16"),
+        ({"bias": True}, "of a model of --bias False"),
+        ({"dry_run": True}, "neither with --dry-run nor after it"),
+    ],
+)
+def test_checkpoint_of_another_model(ex, text, tmp_path, changes, message):
+    train(ex, tmp_path / "out", text=text, steps=2)
+    before = (tmp_path / "out" / "metrics.csv").read_bytes()
+    with pytest.raises(UserError, match=message):
+        train(ex, tmp_path / "out", **{"text": text, "steps": 4, "resume": True} | changes)
+    assert (tmp_path / "out" / "metrics.csv").read_bytes() == before
+
+
+class Trap:
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_checkpoints_that_are_refused(ex, text, tmp_path):
+    out = tmp_path / "out"
+    train(ex, out, text=text, steps=2)
+    one_sentence(run(16, "--resume", "--preset", "best", "--out", out), "is of --preset auto, not best")
+    whole = (out / "checkpoint.pt").read_bytes()
+    trap = Trap()
+    trap.path = str(tmp_path / "trapped")
+    buffer = io.BytesIO()
+    torch.save({"config": {}, "vocab": [], "model": trap}, buffer)
+    for content in (whole[: len(whole) // 2], whole[:10], b"", buffer.getvalue(), pickle.dumps(trap), b"no checkpoint"):
+        (out / "checkpoint.pt").write_bytes(content)
+        with pytest.raises(UserError, match=r"checkpoint\.pt is damaged, or no checkpoint"):
+            torch_run.load(ex.Config, out / "checkpoint.pt")
+    torch.save({"config": {"text": None, "docs": 3}, "model": {}}, out / "checkpoint.pt")  # another exercise's
+    with pytest.raises(UserError, match=r"checkpoint\.pt is damaged, or no checkpoint of this exercise"):
+        torch_run.load(ex.Config, out / "checkpoint.pt")
+    torch.save([1, 2], out / "checkpoint.pt")
+    one_sentence(run(16, "--resume", "--out", out), "checkpoint.pt is damaged, or no checkpoint")
+    assert not (tmp_path / "trapped").exists()
+    one_sentence(run(16, "--resume", "--out", tmp_path / "none"), "there is no checkpoint", "without --resume first")
+
+
+def test_a_new_run_removes_the_old_checkpoint(ex, text, tmp_path):
+    train(ex, tmp_path / "out", text=text, steps=2)
+    with Run(ex.Config(out=tmp_path / "out"), {"ln V": 1.0}):
+        assert not (tmp_path / "out" / "checkpoint.pt").exists()
+
+
+def test_checkpoint_of_another_text(ex, text, tmp_path):
+    train(ex, tmp_path / "out", text=text, steps=2)
+    text.write_text(text.read_text().replace("dog", "fox"))
+    with pytest.raises(UserError, match="another vocabulary"):
+        train(ex, tmp_path / "out", text=text, steps=4, resume=True)
+
+
+def test_checkpoint_of_a_dry_run(tmp_path):
+    assert run(16, "--dry-run", "--preset", "nanogpt", *FLAGS[2:], "--out", tmp_path).returncode == 0
+    one_sentence(run(16, "--resume", "--out", tmp_path), "--resume: neither with --dry-run nor after it")
+
+
+def test_checkpoint_holds_no_path_of_this_machine(ex, text, tmp_path):
+    train(ex, tmp_path / "out", text=text, steps=2)
+    (tmp_path / "out").rename(tmp_path / "moved")
+    assert torch_run.load(ex.Config, tmp_path / "moved" / "best.pt")["config"].out == ex.Config.out
+    train(ex, tmp_path / "moved", text=text, steps=4, resume=True)
+
+
+def test_checkpoint_on_a_full_disk(ex, text, tmp_path, monkeypatch):
+    train(ex, tmp_path / "out", text=text, steps=2)
+    before = (tmp_path / "out" / "checkpoint.pt").read_bytes()
+
+    def full(state, path):
+        path.write_bytes(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        train(ex, tmp_path / "out", text=text, steps=4, resume=True)
+    assert (tmp_path / "out" / "checkpoint.pt").read_bytes() == before
+
+
+def test_best_is_the_least_validation_loss(ex, text, tmp_path, monkeypatch):
+    losses = iter([3.0, 2.0, 2.5, 2.2])
+    monkeypatch.setattr(ex, "evaluate", lambda model, x, y: {"loss": next(losses)})
+    metrics = train(ex, tmp_path / "out", text=text, steps=6, eval_every=2)
+    assert torch_run.load(ex.Config, tmp_path / "out" / "best.pt")["step"] == 2
+    assert (metrics["validation_loss"], metrics["least_validation_loss"]) == (2.2, 2.0)
+
+
+# torch.compile
+
+
+def test_compiled_model_is_the_same(ex):
+    """Where there is no C++ compiler this is the fallback, which is the same, too."""
+    config, model = new_model(ex, dropout=0.5, layers=1)
+    words = torch.randint(50, (4, 17))
+    torch.manual_seed(3)
+    expected = torch.rand(3)
+    torch.manual_seed(3)
+    fast = torch_run.compiled(model, lambda model: ex.loss_fn(model(words[:, :-1]), words[:, 1:]))
+    assert torch.equal(torch.rand(3), expected)  # nothing was drawn
+    assert all(param.grad is None for param in model.parameters())
+    fast.eval()
+    torch.testing.assert_close(fast(words[:, :-1]), model(words[:, :-1]), atol=1e-4, rtol=1e-4)
+
+
+def test_without_a_compiler(text, tmp_path):
+    env = os.environ | {"CXX": "/nowhere/g++", "CC": "/nowhere/gcc", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    result = run(16, *FLAGS, "--text", text, "--steps", 2, "--compile", "--out", tmp_path / "out", env=env)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("not compiled, so slower (") == 1
+    assert result.stdout.splitlines()[-1].startswith("result: ")
+
+
+def test_compile_is_passed_over_in_a_dry_run(ex, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda model: pytest.fail("compiled"))
+    train(ex, tmp_path, dry_run=True, compile=True)
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--prompt", "we #1"], "the model does not know '#': its characters are"),
+        (["--prompt", ""], "--prompt is empty"),
+        (["--top-k", 30], "--top-k 30 is more than the 29 words"),
+        (["--block-size", 2100], "the text's 2100 validation characters must be more than --block-size 2100"),
+        (["--channels", 30, "--heads", 4], "--channels 30 must be a multiple of --heads 4"),
+        (["--decay-to", 2], "--decay-to must be at least 0 and at most 1"),
+        (["--preset", "gpt5"], "--preset"),
+        (["--device", "tpu"], "--device"),
+    ],
+)
+def test_bad_input(flags, message, tmp_path):
+    one_sentence(run(16, "--dry-run", "--out", tmp_path, *flags), message)
+
+
+def test_out_of_memory(ex, text, tmp_path):
+    result = run(16, *FLAGS, "--text", text, "--channels", 10**9, "--out", tmp_path / "out")
+    one_sentence(result, "error: out of memory (", "--batch-size first")
+
+
+# sample.py and pretrained.py
+
+
+def test_words_in_view(script):
+    first = script("sample").first_in_view
+    for size in (1, 2, 5, 16):
+        for n in range(1, 60):
+            assert n - size <= first(n, size) < n
+            assert first(n, size) == 0 or n - first(n, size) > size // 2 - 1
+    assert [first(n, 16) for n in (16, 17, 24, 25, 32, 33)] == [0, 8, 8, 16, 16, 24]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("length", [10, 60])
+def test_cached_is_uncached(ex, script, length):
+    """The same words with and without the cache, also beyond the block, and the same logits."""
+    sampling = script("sample")
+    _, model = new_model(ex)
+    model.eval()
+    prompt = torch.tensor([3, 1, 4, 1, 5])
+    texts = []
+    for cache in (True, False):
+        config = sampling.Config(cache=cache, temperature=1.0)
+        texts.append([word.item() for _, word in zip(range(length), sampling.generate(model, prompt, config, 0))])
+    assert texts[0] == texts[1]
+    assert len(set(texts[0])) > 5
+    if length == 10:  # within the block, that is train.py's own sample
+        config = ex.Config(**SMALL | {"sample_words": 10}, temperature=1.0)
+        assert ex.sample(model, prompt, config)[5:].tolist() == texts[0]
+    words = torch.randint(50, (16,))
+    caches = [torch.zeros(2, 1, 2, 16, 8) for _ in model.blocks]
+    for start, end in ((0, 5), (5, 6), (6, 7)):
+        logits = sampling.next_logits(model, words[start:end], start, caches)
+        torch.testing.assert_close(logits, model(words[None, :end])[0, -1], atol=1e-4, rtol=1e-4)
+
+
+def test_sample_py(ex, text, tmp_path):
+    train(ex, tmp_path, text=text, steps=2)
+
+    def write(*flags):
+        command = [sys.executable, FOLDER / "sample.py", "--checkpoint", tmp_path / "best.pt", *map(str, flags)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=100)
+
+    flags = ["--prompt", "ROMEO:\\n", "--length", 40, "--number", 2, "--temperature", 1]
+    cached, again, uncached = write(*flags), write(*flags), write(*flags, "--no-cache")
+    assert cached.returncode == 0, cached.stderr
+    assert cached.stdout == again.stdout == uncached.stdout
+    first, second = cached.stdout.split("--- sample ")[1:]
+    assert first.startswith("1\nROMEO:\n")
+    assert first[2:] != second[2:]
+    assert len(first) == len(second) == 2 + 7 + 40 + 1
+    assert "words/s on cpu, with the cache" in cached.stderr
+    one_sentence(write("--prompt", "ROMEO#"), "the model does not know '#'")
+    one_sentence(write("--prompt", ""), "--prompt is empty")
+    one_sentence(write("--top-k", 99), "--top-k 99 is more than the")
+    one_sentence(write("--checkpoint", tmp_path / "none.pt"), "there is no checkpoint")
+
+
+def test_pretrained_py(ex, script, transformers, text, tmp_path):
+    train(ex, tmp_path, text=text, steps=2)
+
+    def convert(*flags):
+        command = [sys.executable, FOLDER / "pretrained.py", *map(str, flags)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=100)
+
+    result = convert("--checkpoint", tmp_path / "best.pt", "--export", tmp_path / "folder")
+    assert result.returncode == 0, result.stderr
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "folder").eval()
+    ours, vocab = script("sample").load_model(tmp_path / "best.pt", CPU)
+    words = torch.randint(len(vocab), (2, 16))
+    torch.testing.assert_close(theirs(words).logits, ours(words), atol=1e-4, rtol=1e-4)
+    one_sentence(convert(), "nothing to do")
+    one_sentence(convert("--init-from", "gpt2"), "--weights must name a local copy")
+    one_sentence(convert("--init-from", "gpt2", "--weights", tmp_path / "none"), "there is no", "model.safetensors")
+    wrong = "has layers, heads and channels (2, 2, 16), not (12, 12, 768)"
+    one_sentence(convert("--init-from", "gpt2", "--weights", tmp_path / "folder"), wrong)
+    (tmp_path / "folder" / "model.safetensors").write_bytes(b"0123456789")
+    one_sentence(convert("--init-from", "gpt2", "--weights", tmp_path / "folder"), "does not hold the weights")
+
+
+def test_gpt2_shape(script, transformers, tmp_path, monkeypatch):
+    """OpenAI's smallest model has 124,439,808 parameters; here they are those of a random one of that shape."""
+    pretrained = script("pretrained")
+    theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config())
+    theirs.save_pretrained(tmp_path)
+    pretrained.main(pretrained.Config(init_from="gpt2", weights=tmp_path, save=tmp_path / "gpt2.pt"))
+    model, vocab = script("sample").load_model(tmp_path / "gpt2.pt", CPU)
+    assert sum(param.numel() for param in model.parameters()) == 124_439_808
+    assert vocab is None
+    words = torch.randint(50257, (1, 20))
+    torch.testing.assert_close(model(words), theirs.eval()(words).logits, atol=1e-4, rtol=1e-4)
+
+
+# The benches
+
+
+def test_benches(tmp_path, shakespeare):
+    script = train_py(16).parent.parent / "tests" / "gpu" / "nanogpt.py"
+    flags = ["--dry-run", "--rounds", "1", "--seeds", "1", "--tables", "peer", "best"]
+    result = subprocess.run([sys.executable, script, *flags], capture_output=True, text=True, timeout=200)
+    assert result.returncode == 0, result.stderr
+    assert "| exercise 16, nanogpt | " in result.stdout
+    assert "speed: " in result.stdout
+    assert "| best | " in result.stdout
