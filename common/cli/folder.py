@@ -12,10 +12,10 @@ from pathlib import Path
 from common import UserError
 from common.cli.course import ROOT, Exercise
 
-MAX_TEXT = 2**20  # bytes of a text that is shown
-MAX_PICTURE = 4 * 2**20
-MAX_CSV = 20 * 2**20
-MAX_FILE = 10 * 2**20  # of a file that goes into the zip
+MAX_TEXT = 10**6  # bytes of a text that is shown
+MAX_PICTURE = 4 * 10**6
+MAX_CSV = 20 * 10**6
+MAX_FILE = 10**7  # of a file that goes into the zip
 MAX_FILES = 200
 PICTURES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}  # by their first bytes
 # What a screen does not show, or what shows other text in another order: escape sequences, bidi controls, surrogates.

@@ -74,7 +74,7 @@ def review_page(exercise: Exercise, folder: Folder, with_folder: bool = False) -
         any_changed=any(changed for _, _, changed in config),
         pictures=[(name, data_uri(kind, data)) for name, kind, data in folder.pictures],
         samples=folder.samples[-SAMPLE:],
-        parent=parent and compared(parent, parent.read_text(encoding="utf-8"), folder),
+        parent=parent and compared(parent, parent.read_text(encoding="utf-8"), folder, exercise.budget),
         reference=None if reference in (None, folder.source) else compared(train_py(exercise), reference, folder),
         known=reference is not None,
         lines=code_lines(folder.source),
@@ -84,11 +84,11 @@ def review_page(exercise: Exercise, folder: Folder, with_folder: bool = False) -
     )
 
 
-def compared(path: Path, old: str, folder: Folder) -> dict:
+def compared(path: Path, old: str, folder: Folder, budget: int | None = None) -> dict:
     """Return what the template shows of the difference between an older program and the folder's."""
     return {
         "name": path.relative_to(ROOT).as_posix(),
-        "stat": f"{stat(old, folder.source)} ({COUNTED})",
+        "stat": f"{stat(old, folder.source, budget)} ({COUNTED})",
         "parts": diff_parts(visible(old), folder.source),
     }
 

@@ -113,12 +113,20 @@ def maths_rule(state, silent: bool) -> bool:
 
 
 def to_mathml(latex: str, block: bool) -> str:
-    """Return a formula as MathML; one that cannot be converted is shown as it was written."""
+    """Return a formula as MathML, one of a block in parts that may stand below each other where the page is narrow.
+
+    What cannot be converted is shown as it was written.
+    """
+    parts = latex.split(r"\qquad") if block else [latex]
+    if any(part.count("{") != part.count("}") for part in parts):
+        parts = [latex]
     try:
         # latex2mathml escapes nothing within \text{}: without < and > no tag can come out of it.
-        return convert(latex.replace("<", r"\lt ").replace(">", r"\gt "), display="block" if block else "inline")
+        parts = [part.replace("<", r"\lt ").replace(">", r"\gt ") for part in parts]
+        maths = "".join(convert(part, display="block" if block else "inline") for part in parts)
     except Exception:  # it raises many kinds
-        return f"<code>{escape(latex)}</code>"
+        maths = f"<code>{escape(latex)}</code>"
+    return f'<span class="maths">{maths}</span>' if block else maths
 
 
 def page_of(address: str) -> str:
