@@ -529,9 +529,9 @@ def test_hints():
     falling = [(step, 2.3 - step / 100) for step in range(200)]
     assert all(found.startswith("ok ") for found in judged({("train", "loss"): falling}))
     found = judged({("train", "loss"): [(0, 6.1), *falling[1:]]})
-    assert "initialisation" in found["short first loss 6.1, ln 10 is 2.303"]
+    assert "initialisation" in found["note first loss 6.1, ln 10 is 2.303"]
     found = judged({("train", "loss"): [(0, 0.1), *falling[1:]]})
-    assert "among the inputs" in found["short first loss 0.1, ln 10 is 2.303"]
+    assert "among the inputs" in found["note first loss 0.1, ln 10 is 2.303"]
     found = judged({("train", "loss"): [(step, 2.3) for step in range(200)]})
     assert any("overfit one batch" in hint for hint in found.values())
     found = judged({("test", "loss"): [(0, 2.3), (1, 0.1), (2, 0.2), (3, 0.3), (4, 0.4)]})

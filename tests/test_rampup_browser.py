@@ -13,7 +13,7 @@ from common.cli.review import write_review
 from common.cli.site import write_site
 from common.curriculum import find_exercise
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+BROWSERS = ("chromium", "google-chrome")
 PHONE, DESKTOP = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
 
 # Returns the texts whose contrast with what is behind them is below WCAG's AA: 4.5, or 3 where they are large.

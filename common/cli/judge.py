@@ -73,9 +73,9 @@ def first_loss(folder: Folder) -> list[Finding]:
     text = f"first loss {first:.4g}, {name} is {uniform:.4g}"
     if first > 1.25 * uniform:
         hint = "look at the last layer's initialisation, for its logits should start near 0; or has the loss a factor?"
-        return [Finding("short", text, hint)]
+        return [Finding("note", text, hint)]
     if first < 0.75 * uniform:
-        return [Finding("short", text, "it knows the answer before training: is the label among the inputs?")]
+        return [Finding("note", text, "it knows the answer before training: is the label among the inputs?")]
     return [Finding("ok", text)]
 
 
