@@ -160,12 +160,11 @@ def test_no_exercises(tmp_path):
 
 @pytest.mark.parametrize("exercise", BUILT, ids=lambda exercise: exercise.folder)
 def test_expected_figure_is_found_in_the_readme(exercise):
-    section = (ROOT / exercise.folder / "README.md").read_text(encoding="utf-8").partition("## What to expect")[2]
+    text = (ROOT / exercise.folder / "README.md").read_text(encoding="utf-8")
     figures = course.expected(exercise)
-    assert figures or "not yet" in section.partition("\n## ")[0]
+    assert figures or exercise.number > 14  # those may have no figure yet: their runs take days
     for figure in figures:
-        assert f"**{figure.text}**" in section
-        assert figure.metric.rpartition("_")[2] in ("loss", "accuracy", "top-1")
+        assert f"**{figure.text}**" in text.partition("\n## What to expect")[2]
         assert figure.margin > 0
 
 
@@ -428,13 +427,16 @@ def test_review_refuses(mine, tmp_path):
     one_sentence(rampup("review", 4, "--html", tmp_path), "cannot write", "name another with --html FILE")
     (mine / "train.py").write_bytes(b"\x7fELF\0\0")
     one_sentence(rampup("review", 4, "--folder", mine), "it is a binary file of 6 bytes")
+    (mine / "train.py").write_text("\n" * 300_000)
+    one_sentence(rampup("review", 4, "--folder", mine), "it has 300.0 kB, and at most 200.0 kB are shown")
     (mine / "train.py").unlink()
     (mine / "train.py").symlink_to("/etc/passwd")
     one_sentence(rampup("review", 4, "--folder", mine), "it is a link")
 
 
 @pytest.mark.parametrize(
-    "source", ["def (", "", "\n\n", "x = 1", "é = 'ü'\r\ny = 2\r\n", "# \udcff", "-" * 5000 + "1", "\tx\x0cy\x85z"]
+    "source",
+    ["def (", "", "\n\n", "é = 'ü'\r\ny = 2\r\n", "# \udcff", "-" * 5000 + "1", "\tx\x0cy\x85z", "f(x)\n" * 3000],
 )
 def test_review_of_any_text(mine, tmp_path, source):
     (mine / "train.py").write_bytes(source.encode(errors="surrogateescape"))
@@ -479,7 +481,7 @@ def test_check_of_a_right_program(first):
     path = first()
     code, output = check(path)
     assert code == 0
-    assert "ok    the same seed gives the same metrics.csv, another seed another one" in output
+    assert "ok    the same seed gives the same metrics.csv" in output
     assert re.search(r"^result: loss=0.01", output, re.M)  # the run itself is seen
     assert re.search(r"^ok    loss 0.01\d+, expected 0.01004 ± 0.00002$", output, re.M)
     assert "short" not in output
@@ -492,9 +494,9 @@ def test_check_of_a_right_program(first):
         (
             "np.random.default_rng(config.seed)",
             "np.random.default_rng()",
-            "the same seed does not give the same",
+            "the same seed does not",
         ),
-        ("np.random.default_rng(config.seed)", "np.random.default_rng(0)", "--seed 1 gives the numbers of seed 0"),
+        ("np.random.default_rng(config.seed)", "np.random.default_rng(0)", "another seed gives the same metrics.csv"),
         ("steps: int = 1_000", "steps: int = 3", "short by"),
         ("learning_rate: float = 0.1", "learning_rate: float = 1e-7", "it hardly falls"),
         ("def main(", "def mein(", "--dry-run ends with exit code 1"),

@@ -15,6 +15,7 @@ from common.curriculum import changed_lines
 
 CONTEXT = 3  # unchanged lines shown around a change
 COUNTED = "added and removed, without docstring and indentation"  # what `stat` counts
+MOST_PAIRS = 100_000  # of lines that are compared, a second's work
 ALIKE = 0.5  # two lines stand side by side where they share so much of their words
 
 
@@ -40,7 +41,7 @@ def compare(old: str, new: str) -> list[Row]:
     old_lines, new_lines = old.rstrip("\n").split("\n"), new.rstrip("\n").split("\n")
     stripped = [line.strip() for line in old_lines], [line.strip() for line in new_lines]
     rows = []
-    for kind, i, i_end, j, j_end in SequenceMatcher(None, *stripped, autojunk=False).get_opcodes():
+    for kind, i, i_end, j, j_end in SequenceMatcher(None, *stripped).get_opcodes():
         if kind == "equal":
             pairs = zip(range(i, i_end), range(j, j_end))
         else:
@@ -54,8 +55,10 @@ def compare(old: str, new: str) -> list[Row]:
 def align(old: list[str], new: list[str], i: int, j: int) -> list[tuple[int | None, int | None]]:
     """Return the numbers, from i and j on, of the lines that belong side by side, in order, and None beside the others.
 
-    Of all ways to pair them up, the one whose pairs are most alike.
+    Of all ways to pair them up, the one whose pairs are most alike; none where there are too many to try.
     """
+    if len(old) * len(new) > MOST_PAIRS:
+        return [(i + a, None) for a in range(len(old))] + [(None, j + b) for b in range(len(new))]
     bags = [[Counter(re.findall(r"\w+|[^\w\s]", line)) for line in lines] for lines in (old, new)]
     best = [[0.0] * (len(new) + 1) for _ in range(len(old) + 1)]  # best[a][b]: of old[a:] and new[b:]
     alike = {}
@@ -80,7 +83,7 @@ def align(old: list[str], new: list[str], i: int, j: int) -> list[tuple[int | No
 
 def words(row: Row) -> tuple[list[tuple[str, bool]], list[tuple[str, bool]]]:
     """Return the old and the new line of a row in pieces, each with whether it was changed."""
-    if row.kind != "changed":
+    if row.kind != "changed" or len(row.old) + len(row.new) > 2000:
         return [(row.old or "", False)], [(row.new or "", False)]
     sides = [re.findall(r"\w+|\s+|[^\w\s]", line) for line in (row.old, row.new)]
     pieces = [], []

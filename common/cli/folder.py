@@ -12,7 +12,8 @@ from pathlib import Path
 from common import UserError
 from common.cli.course import ROOT, Exercise
 
-MAX_TEXT = 10**6  # bytes of a text that is shown
+MAX_SOURCE = 2 * 10**5  # bytes of a train.py; the longest in the course has a tenth of it
+MAX_TEXT = 10**6  # of another text that is shown
 MAX_PICTURE = 4 * 10**6
 MAX_CSV = 20 * 10**6
 MAX_FILE = 10**7  # of a file that goes into the zip
@@ -52,7 +53,7 @@ def read_folder(exercise: Exercise, path: Path | None = None) -> Folder:
             f"there is no folder {visible(str(path))}: --folder PATH names the one that holds your train.py"
         )
     try:
-        folder = Folder(path, read_text(path / "train.py"))
+        folder = Folder(path, read_text(path / "train.py", MAX_SOURCE))
     except FileNotFoundError:
         raise UserError(
             f"there is no train.py in {visible(str(path))}: --folder PATH names the folder that holds it"
@@ -100,9 +101,9 @@ def read_bytes(path: Path, most: int) -> bytes:
     return path.read_bytes()
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, most: int = MAX_TEXT) -> str:
     """Return a file's text, made visible; what is not UTF-8 becomes "�". Raises ValueError likewise."""
-    data = read_bytes(path, MAX_TEXT)
+    data = read_bytes(path, most)
     if b"\0" in data:
         raise ValueError(f"it is a binary file of {size(len(data))}")
     return visible(data.decode("utf-8", errors="replace"))

@@ -37,7 +37,7 @@ def compare_with(figure: Expected, metrics: dict[str, float]) -> Finding:
     text = f"{name} {figure.shown(value)}, expected {figure.text}"
     difference = f"{100 * abs(excess):.{figure.decimals}f} points" if figure.percent else figure.shown(abs(excess))
     if excess < -figure.margin:
-        return Finding("short", f"{text}: short by {difference}", 'the page "It does not learn" says what to look at')
+        return Finding("short", f"{text}: short by {difference}", "see common/cli/pages/it-does-not-learn.md")
     if excess > figure.margin:
         return Finding("note", f"{text}: better by {difference}", "well done, or the test data took part in training")
     return Finding("ok", text)
