@@ -17,6 +17,7 @@ from helpers import BUILT, one_sentence, train_py
 from common import UserError
 from common.cli import course, diff, folder, judge, site
 from common.cli.html import code_lines
+from common.cli.review import write_review
 from common.curriculum import EXERCISES, ROOT, find_exercise
 
 RESULT = {
@@ -265,11 +266,9 @@ def test_diff_page(tmp_path):
 # the review
 
 
-def review(*arguments: object, tmp_path: Path, root: Path = ROOT) -> str:
-    """Return the page that `rampup review` writes."""
-    result = rampup("review", *arguments, "--html", tmp_path / "review.html", root=root)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout == f"{tmp_path / 'review.html'}\n"
+def review(number: int, path: Path | None, tmp_path: Path) -> str:
+    """Return the page that a review writes, in this process."""
+    assert write_review(find_exercise(number), path, tmp_path / "review.html", False) == tmp_path / "review.html"
     return (tmp_path / "review.html").read_text(encoding="utf-8")
 
 
@@ -277,7 +276,7 @@ def test_review(mine, tmp_path):
     source = (mine / "train.py").read_text(encoding="utf-8")
     (mine / "train.py").write_text(source.replace("learning_rate: float = 0.1 ", "learning_rate: float = 0.3 "))
     (mine / "out" / "samples.txt").write_text("--- step 0\nROMEO:\n")
-    html = review(4, "--folder", mine, tmp_path=tmp_path)
+    html = review(4, mine, tmp_path)
     page = assert_harmless(html)
     text = " ".join(page.text.split())
     assert find_exercise(4).sentence in text
@@ -303,16 +302,19 @@ def test_review(mine, tmp_path):
 
 
 def test_review_of_the_reference(checkout, tmp_path):
-    page = Page(review(4, root=checkout, tmp_path=tmp_path))
-    assert "This train.py is the reference solution, to the letter." in page.text
-    assert re.search(r"changed since the last commit\s*nothing", page.text)
     path = checkout / "ex04_softmax" / "train.py"
     source = path.read_text(encoding="utf-8")
+    result = rampup("review", 4, root=checkout, cwd=tmp_path)
+    assert result.stdout == "review_ex04_softmax.html\n", result.stderr
+    page = Page((tmp_path / "review_ex04_softmax.html").read_text(encoding="utf-8"))
+    assert "This train.py is the reference solution, to the letter." in page.text
+    assert re.search(r"changed since the last commit\s*nothing", page.text)
     try:
         path.write_text(source + "# mine\n")
-        page = Page(review("ex04_softmax", root=checkout, tmp_path=tmp_path))
+        rampup("review", "ex04_softmax", "--html", tmp_path / "mine.html", root=checkout)
     finally:
         path.write_text(source)
+    page = Page((tmp_path / "mine.html").read_text(encoding="utf-8"))
     assert "Beside the reference solution" in page.text
     assert "1 changed line (" in page.text
     assert re.search(r"changed since the last commit\s*train.py", page.text)
@@ -320,10 +322,10 @@ def test_review_of_the_reference(checkout, tmp_path):
 
 def test_review_without_a_run(mine, tmp_path):
     shutil.rmtree(mine / "out")
-    page = assert_harmless(review(4, "--folder", mine, tmp_path=tmp_path))
+    page = assert_harmless(review(4, mine, tmp_path))
     assert "Not run yet." in page.text
     assert "python my_ex04/train.py" in page.text
-    first = Page(review(1, tmp_path=tmp_path))
+    first = Page(review(1, None, tmp_path))
     assert "there is no parent to compare with" in first.text
 
 
@@ -345,7 +347,7 @@ def test_review_without_a_run(mine, tmp_path):
 )
 def test_review_with_a_broken_result(mine, tmp_path, text, reason):
     (mine / "out" / "result.json").write_text(text)
-    page = assert_harmless(review(4, "--folder", mine, tmp_path=tmp_path))
+    page = assert_harmless(review(4, mine, tmp_path))
     assert "out/result.json cannot be read" in page.text
     assert reason in page.text
     assert "or its result cannot be read" in page.text
@@ -354,7 +356,7 @@ def test_review_with_a_broken_result(mine, tmp_path, text, reason):
 @pytest.mark.parametrize("text", ["", "step,split\n", "HEAD1,train,loss\n", "HEADx,a,b,1\n", "HEAD1,a,b,c\n"])
 def test_review_with_broken_metrics(mine, tmp_path, text):
     (mine / "out" / "metrics.csv").write_text(text.replace("HEAD", "step,split,metric,value\n"))
-    page = assert_harmless(review(4, "--folder", mine, tmp_path=tmp_path))
+    page = assert_harmless(review(4, mine, tmp_path))
     assert "out/metrics.csv cannot be read: its" in page.text
     assert "expected 0.4740" in page.text
 
@@ -382,7 +384,7 @@ def test_stranger(tmp_path):
     (path / "out" / "link.png").symlink_to("/dev/zero")
     with open(path / "out" / "log.txt", "wb") as log:
         log.truncate(50 * 10**6)
-    html = review(4, "--folder", path, tmp_path=tmp_path)
+    html = review(4, path, tmp_path)
     page = assert_harmless(html)
     assert EVIL in page.text
     assert "a secret" not in html
@@ -440,7 +442,7 @@ def test_review_refuses(mine, tmp_path):
 )
 def test_review_of_any_text(mine, tmp_path, source):
     (mine / "train.py").write_bytes(source.encode(errors="surrogateescape"))
-    page = assert_harmless(review(4, "--folder", mine, tmp_path=tmp_path))
+    page = assert_harmless(review(4, mine, tmp_path))
     assert page.values("contenteditable")
 
 
@@ -598,7 +600,7 @@ def test_site_shows_all_maths(pages):
 
 
 def test_headings_are_in_order(pages, mine, tmp_path):
-    review(4, "--folder", mine, tmp_path=tmp_path)
+    review(4, mine, tmp_path)
     for path in [*pages.values(), tmp_path / "review.html"]:
         page = Page(path.read_text(encoding="utf-8"))
         levels = [int(tag[1]) for tag in page.tags if re.fullmatch("h[1-6]", tag)]
