@@ -95,7 +95,7 @@ def pages(tmp_path_factory):
     write_site(folder / "site")
     texts = [train_py(number).read_text(encoding="utf-8") for number in (9, 10)]
     (folder / "diff.html").write_text(
-        render("diff.html", old_name="9", new_name="10", stat="", parts=diff_parts(*texts)), encoding="utf-8"
+        render("diff.html", names=["9", "10"], stat="", parts=diff_parts(*texts)), encoding="utf-8"
     )
     write_review(find_exercise(10), None, folder / "without_a_run.html", False)
     mine = folder / "mine"
@@ -204,10 +204,10 @@ def test_comments_by_the_keyboard(pages, open_page, viewport):
     page = open_page(pages / "review.html", viewport=viewport)
     page.locator("#L12 .number a").focus()
     page.keyboard.press("Enter")
-    page.wait_for_function("document.activeElement.classList.contains('comment')")
+    page.wait_for_function("document.activeElement.role === 'textbox'")
     page.keyboard.type("why <b>12</b>?")
     page.locator("#L20 .number a").click()
-    page.wait_for_function("document.activeElement.parentElement.id === 'L20'")
+    page.wait_for_function("document.activeElement.closest('tr').id === 'L20'")
     page.keyboard.type("good")
     page.locator("#copy").focus()
     page.keyboard.press("Enter")

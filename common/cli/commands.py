@@ -51,9 +51,7 @@ def last_run(exercise: course.Exercise) -> Text:
     except (OSError, ValueError, RecursionError):
         return Text("out/result.json cannot be read", "red")
     figures = [figure for figure in course.expected(exercise) if figure.metric in result["metrics"]]
-    shown = [
-        f"{figure.metric.replace('_', ' ')} {figure.shown(result['metrics'][figure.metric])}" for figure in figures
-    ]
+    shown = [f"{f.metric.replace('_', ' ')} {f.shown(result['metrics'][f.metric])}" for f in figures]
     return Text(f"{', '.join(shown) or 'run'} ({visible(str(result.get('date', 'no date')))[:10]})", "green")
 
 
@@ -86,21 +84,15 @@ def diff(
         names = [f"{exercise.folder}/train.py" for exercise in (old, new)]
         texts = [visible(course.train_py(exercise).read_text(encoding="utf-8")) for exercise in (old, new)]
         counted = difference.stat(*texts, new.budget if new.parent == old.number else None)
+        counted_how = f"{counted} ({difference.COUNTED})"
         if stat:
             console.print(f"{old.number:2} → {new.number:2}  {counted}")
         elif html:
             from common.cli.html import diff_parts, render
 
-            page = render(
-                "diff.html",
-                old_name=names[0],
-                new_name=names[1],
-                stat=f"{counted} ({difference.COUNTED})",
-                parts=diff_parts(*texts),
-            )
-            write(html, page)
+            write(html, render("diff.html", names=names, stat=counted_how, parts=diff_parts(*texts)))
         else:
-            console.print(Text.assemble((f"{names[0]} → {names[1]}\n", "bold"), f"{counted} ({difference.COUNTED})\n"))
+            console.print(Text.assemble((f"{names[0]} → {names[1]}\n", "bold"), f"{counted_how}\n"))
             difference.print_diff(console, difference.compare(*texts))
 
 

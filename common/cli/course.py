@@ -38,9 +38,7 @@ def built() -> list[Exercise]:
     """Return the exercises whose program is in this checkout. Raises UserError where there is none."""
     there = [exercise for exercise in EXERCISES if train_py(exercise).exists()]
     if not there:
-        raise UserError(
-            f"there are no exercises in {ROOT}: install with `pip install -e .` in a checkout of the course"
-        )
+        raise UserError(f"there are no exercises in {ROOT}: `pip install -e .` in a checkout of the course")
     return there
 
 
@@ -60,9 +58,7 @@ def find(name: str) -> Exercise:
     if exercise in built():
         return exercise
     if exercise:
-        raise UserError(
-            f"exercise {exercise.number}, {exercise.folder}, is not in this checkout yet: see `rampup list`"
-        )
+        raise UserError(f"exercise {exercise.number}, {exercise.folder}, is not in this checkout: see `rampup list`")
     if number:
         near = [min(built(), key=lambda e: abs(e.number - int(number[1])))]
     else:

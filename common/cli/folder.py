@@ -2,7 +2,6 @@
 
 import csv
 import json
-import math
 import os
 import re
 import stat
@@ -49,15 +48,11 @@ def read_folder(exercise: Exercise, path: Path | None = None) -> Folder:
     """
     path = (path or ROOT / exercise.folder).resolve()
     if not path.is_dir():
-        raise UserError(
-            f"there is no folder {visible(str(path))}: --folder PATH names the one that holds your train.py"
-        )
+        raise UserError(f"there is no folder {visible(str(path))}: --folder PATH names the one that holds train.py")
     try:
         folder = Folder(path, read_text(path / "train.py", MAX_SOURCE))
     except FileNotFoundError:
-        raise UserError(
-            f"there is no train.py in {visible(str(path))}: --folder PATH names the folder that holds it"
-        ) from None
+        raise UserError(f"no train.py in {visible(str(path))}: name another folder with --folder PATH") from None
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {visible(str(path / 'train.py'))}: {error}") from None
     read_run(folder, path / "out")
@@ -67,26 +62,29 @@ def read_folder(exercise: Exercise, path: Path | None = None) -> Folder:
 
 def read_run(folder: Folder, out: Path) -> None:
     """Fill in what a run left in `out`, and why some of it cannot be read."""
-    for name, read in (("result.json", read_result), ("metrics.csv", read_metrics), ("samples.txt", read_text)):
+    for part, name, read in (
+        ("result", "result.json", read_result),
+        ("series", "metrics.csv", read_metrics),
+        ("samples", "samples.txt", read_text),
+    ):
         try:
-            value = read(out / name)
+            setattr(folder, part, read(out / name))
         except FileNotFoundError:
             continue
         except (OSError, ValueError, RecursionError) as error:
             folder.problems.append(f"out/{name} cannot be read: {visible(str(error))[:200]}")
+    names = os.listdir(out) if out.is_dir() and not out.is_symlink() else []
+    for name in sorted(names, key=lambda name: (name != "loss.png", name)):
+        if not name.lower().endswith((".png", ".jpg", ".jpeg")):
             continue
-        setattr(folder, {"result.json": "result", "metrics.csv": "series", "samples.txt": "samples"}[name], value)
-    names = sorted(entry.name for entry in out.iterdir()) if out.is_dir() and not out.is_symlink() else []
-    for name in sorted(names, key=lambda name: name != "loss.png"):
-        if name.lower().endswith((".png", ".jpg", ".jpeg")):
-            try:
-                data = read_bytes(out / name, MAX_PICTURE)
-                kind = next((kind for start, kind in PICTURES.items() if data.startswith(start)), None)
-                if not kind:
-                    raise ValueError("it is neither a PNG nor a JPEG picture")
-                folder.pictures.append((visible(name), kind, data))
-            except (OSError, ValueError) as error:
-                folder.problems.append(f"out/{visible(name)} is not shown: {error}")
+        try:
+            data = read_bytes(out / name, MAX_PICTURE)
+            kind = next(kind for start, kind in PICTURES.items() if data.startswith(start))
+            folder.pictures.append((visible(name), kind, data))
+        except StopIteration:
+            folder.problems.append(f"out/{visible(name)} is not shown: it is neither a PNG nor a JPEG picture")
+        except (OSError, ValueError) as error:
+            folder.problems.append(f"out/{visible(name)} is not shown: {error}")
 
 
 def read_bytes(path: Path, most: int) -> bytes:
@@ -128,9 +126,7 @@ def read_result(path: Path) -> dict:
 
 def is_number(value) -> bool:
     """Return whether a value out of a JSON file is a number that can be compared."""
-    return (
-        isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300 and math.isfinite(value)
-    )
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def read_metrics(path: Path) -> dict[tuple[str, str], list[tuple[int, float]]]:

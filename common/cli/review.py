@@ -15,6 +15,7 @@ from common.cli.judge import judge
 from common.curriculum import ROOT, Exercise
 
 SAMPLE = 6000  # characters of samples.txt that are shown, the last ones
+RUN = ("seed", "seconds", "device", "date")  # what is shown of result.json beside its tables
 SHOWN = 200  # characters of a value
 
 
@@ -56,10 +57,7 @@ def review_page(exercise: Exercise, folder: Folder, with_folder: bool = False) -
         ("Baselines", [(name, f"{value:.6g}", False) for name, value in pairs(result, "baselines")]),
         ("History", history(folder)),
         ("Settings", config),
-        (
-            "Run",
-            [(name, shown(result[name]), False) for name in ("seed", "seconds", "device", "date") if name in result],
-        ),
+        ("Run", [(name, shown(result[name]), False) for name in RUN if name in result]),
         ("Versions", [(name, shown(value), False) for name, value in pairs(result, "versions")]),
         ("Code", commit),
     ]

@@ -1,14 +1,15 @@
 // The only script of a review: Enter on a line's number opens its comment, a button copies all of them as text.
-const cells = [...document.querySelectorAll("td.comment")];
-const button = document.getElementById("copy");
-const comments = () => cells.filter((cell) => cell.textContent.trim())
-  .map((cell) => `train.py:${cell.parentElement.id.slice(1)}: ${cell.textContent.trim()}`).join("\n");
+const boxes = [...document.querySelectorAll(".comment div")];
+const line = (box) => box.closest("tr");
+const comments = () => boxes.filter((box) => box.textContent.trim())
+  .map((box) => `train.py:${line(box).id.slice(1)}: ${box.textContent.trim()}`).join("\n");
 let copied = "";
 
-const open = () => document.getElementById(location.hash.slice(1))?.querySelector("td.comment")?.focus();
+const open = () => document.getElementById(location.hash.slice(1))?.querySelector(".comment div")?.focus();
 window.addEventListener("hashchange", open);
-for (const cell of cells) cell.previousElementSibling.previousElementSibling.addEventListener("click", () => setTimeout(open));
+for (const box of boxes) line(box).querySelector("a").addEventListener("click", () => setTimeout(open));
 
+const button = document.getElementById("copy");
 button.hidden = false;
 button.addEventListener("click", () => {
   copied = comments();
