@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from helpers import BUILT, train_py
+from playwright.sync_api import Error, sync_playwright
 
 from common.cli.html import diff_parts, render
 from common.cli.review import write_review
@@ -47,12 +48,11 @@ WIDER_THAN_THE_SCREEN = "document.documentElement.scrollWidth > innerWidth"
 @pytest.fixture(scope="module")
 def browser():
     """Return Chromium, the system's or playwright's own; with neither the test is skipped, or fails if it must not."""
-    playwright = pytest.importorskip("playwright.sync_api")
     path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    with playwright.sync_playwright() as driver:
+    with sync_playwright() as driver:
         try:
             chromium = driver.chromium.launch(executable_path=path)
-        except playwright.Error as error:
+        except Error as error:
             reason = (
                 f"no Chromium: install the system's, or `playwright install chromium` ({str(error).splitlines()[0]})"
             )
