@@ -126,15 +126,14 @@ def find_exercise(name: int | str) -> Exercise | None:
     return next((exercise for exercise in EXERCISES if name in (exercise.number, exercise.folder)), None)
 
 
-def changed_lines(parent: Path, child: Path) -> int:
-    """Count the lines added and removed between two train.py files, module docstrings and indentation left out."""
+def changed_lines(parent: str, child: str) -> int:
+    """Count the lines added and removed between two programs, module docstrings and indentation left out."""
     before, after = _code_lines(parent), _code_lines(child)
     blocks = difflib.SequenceMatcher(None, before, after).get_matching_blocks()
     return len(before) + len(after) - 2 * sum(block.size for block in blocks)
 
 
-def _code_lines(path: Path) -> list[str]:
-    source = path.read_text(encoding="utf-8")
+def _code_lines(source: str) -> list[str]:
     body = ast.parse(source).body
     has_docstring = body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant)
     first = body[0].end_lineno if has_docstring else 0

@@ -1,0 +1,5 @@
+"""`python -m common.cli` is `rampup`."""
+
+from common.cli.commands import main
+
+main()

@@ -1,0 +1,172 @@
+"""An exercise's folder, read as a stranger's: nothing in it is run, nothing outside it is read, nothing is endless."""
+
+import csv
+import json
+import os
+import re
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from common import UserError
+from common.cli.course import ROOT, Exercise
+
+MAX_SOURCE = 2 * 10**5  # bytes of a train.py; the longest in the course has a tenth of it
+MAX_TEXT = 10**6  # of another text that is shown
+MAX_PICTURE = 4 * 10**6
+MAX_CSV = 20 * 10**6
+MAX_FILE = 10**7  # of a file that goes into the zip
+MAX_FILES = 200
+PICTURES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}  # by their first bytes
+# What a screen does not show, or what shows other text in another order: escape sequences, bidi controls, surrogates.
+INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
+
+
+@dataclass
+class Folder:
+    """What there is to see in a folder; texts are made `visible`."""
+
+    path: Path
+    source: str  # train.py
+    result: dict = field(default_factory=dict)  # result.json; empty without a run
+    series: dict = field(default_factory=dict)  # metrics.csv: [(step, value), …] by (split, metric)
+    pictures: list = field(default_factory=list)  # (name, media type, bytes)
+    samples: str = ""
+    problems: list = field(default_factory=list)  # what could not be read, in sentences
+    files: list = field(default_factory=list)  # (path in the folder, bytes, why it is left out of the zip or "")
+
+
+def visible(text: str) -> str:
+    """Return text with every control character but tab and line feed written as an escape, \\x1b for instance."""
+    return INVISIBLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text.replace("\r\n", "\n"))
+
+
+def read_folder(exercise: Exercise, path: Path | None = None) -> Folder:
+    """Return what is in the folder of an exercise, or in a learner's own at `path`.
+
+    Raises UserError where there is no such folder or no readable train.py in it.
+    """
+    path = (path or ROOT / exercise.folder).resolve()
+    if not path.is_dir():
+        raise UserError(f"there is no folder {visible(str(path))}: --folder PATH names the one that holds train.py")
+    try:
+        folder = Folder(path, read_text(path / "train.py", MAX_SOURCE))
+    except FileNotFoundError:
+        raise UserError(f"no train.py in {visible(str(path))}: name another folder with --folder PATH") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {visible(str(path / 'train.py'))}: {error}") from None
+    read_run(folder, path / "out")
+    list_files(folder)
+    return folder
+
+
+def read_run(folder: Folder, out: Path) -> None:
+    """Fill in what a run left in `out`, and why some of it cannot be read."""
+    for part, name, read in (
+        ("result", "result.json", read_result),
+        ("series", "metrics.csv", read_metrics),
+        ("samples", "samples.txt", read_text),
+    ):
+        try:
+            setattr(folder, part, read(out / name))
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, RecursionError) as error:
+            folder.problems.append(f"out/{name} cannot be read: {visible(str(error))[:200]}")
+    names = os.listdir(out) if out.is_dir() and not out.is_symlink() else []
+    for name in sorted(names, key=lambda name: (name != "loss.png", name)):
+        if not name.lower().endswith((".png", ".jpg", ".jpeg")):
+            continue
+        try:
+            data = read_bytes(out / name, MAX_PICTURE)
+            kind = next(kind for start, kind in PICTURES.items() if data.startswith(start))
+            folder.pictures.append((visible(name), kind, data))
+        except StopIteration:
+            folder.problems.append(f"out/{visible(name)} is not shown: it is neither a PNG nor a JPEG picture")
+        except (OSError, ValueError) as error:
+            folder.problems.append(f"out/{visible(name)} is not shown: {error}")
+
+
+def read_bytes(path: Path, most: int) -> bytes:
+    """Return a file's bytes. Raises ValueError where it is no plain file, behind a link, or larger than `most`."""
+    if path.is_symlink() or path.parent.is_symlink():
+        raise ValueError("it is a link, which may lead anywhere")
+    info = path.stat()
+    if not stat.S_ISREG(info.st_mode):  # a pipe would keep us waiting for ever
+        raise ValueError("it is not a plain file")
+    if info.st_size > most:
+        raise ValueError(f"it has {size(info.st_size)}, and at most {size(most)} are shown")
+    return path.read_bytes()
+
+
+def read_text(path: Path, most: int = MAX_TEXT) -> str:
+    """Return a file's text, made visible; what is not UTF-8 becomes "�". Raises ValueError likewise."""
+    data = read_bytes(path, most)
+    if b"\0" in data:
+        raise ValueError(f"it is a binary file of {size(len(data))}")
+    return visible(data.decode("utf-8", errors="replace"))
+
+
+def read_result(path: Path) -> dict:
+    """Return result.json. Raises ValueError where it is not the object that `Run.finish` writes."""
+    result = json.loads(read_bytes(path, MAX_TEXT))
+    if not isinstance(result, dict):
+        raise ValueError("it is no JSON object")
+    for name in ("config", "metrics", "baselines", "versions"):
+        if not isinstance(result.setdefault(name, {}), dict):
+            raise ValueError(f'"{name}" is no JSON object')
+    for name in ("metrics", "baselines"):
+        bad = next((key for key, value in result[name].items() if not is_number(value)), None)
+        if bad is not None:
+            raise ValueError(f'"{bad[:50]}" in "{name}" is no finite number')
+    if not result["metrics"]:
+        raise ValueError('it has no "metrics"')
+    return result
+
+
+def is_number(value) -> bool:
+    """Return whether a value out of a JSON file is a number that can be compared."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+
+
+def read_metrics(path: Path) -> dict[tuple[str, str], list[tuple[int, float]]]:
+    """Return the values of metrics.csv. Raises ValueError at the first line that is not `step,split,metric,value`."""
+    lines = read_bytes(path, MAX_CSV).decode("utf-8", errors="replace").splitlines()
+    if not lines or lines[0] != "step,split,metric,value":
+        raise ValueError('its first line is not "step,split,metric,value"')
+    series: dict[tuple[str, str], list[tuple[int, float]]] = {}
+    for number, row in enumerate(csv.reader(lines[1:]), 2):
+        try:
+            step, split, metric, value = row
+            series.setdefault((visible(split), visible(metric)), []).append((int(step), float(value)))
+        except ValueError:
+            raise ValueError(f'its line {number} is not "step,split,metric,value" with two numbers') from None
+    return series
+
+
+def list_files(folder: Folder) -> None:
+    """Fill in the folder's files, and which of them a zip leaves out and why."""
+    for parent, folders, names in os.walk(folder.path):
+        names += [name for name in folders if name.startswith(".") or (Path(parent) / name).is_symlink()]
+        folders[:] = sorted(name for name in folders if name not in names and name != "__pycache__")
+        for name in sorted(name for name in names if name != ".lock"):  # a run's own, and empty
+            path = Path(parent) / name
+            info = path.lstat()
+            why = ""
+            if name.startswith("."):
+                why = "hidden"
+            elif stat.S_ISLNK(info.st_mode):
+                why = "a link"
+            elif not stat.S_ISREG(info.st_mode):
+                why = "not a plain file"
+            elif info.st_size > MAX_FILE:
+                why = f"more than {size(MAX_FILE)}"
+            elif len(folder.files) >= MAX_FILES:
+                folder.problems.append(f"the folder has more than {MAX_FILES} files; the others are left out")
+                return
+            folder.files.append((path.relative_to(folder.path).as_posix(), info.st_size, why))
+
+
+def size(count: int) -> str:
+    """Return a number of bytes as a person says it: "50 MB"."""
+    return f"{count / 1e6:,.1f} MB" if count >= 1e6 else f"{count / 1e3:,.1f} kB" if count >= 1e3 else f"{count} bytes"

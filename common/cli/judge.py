@@ -1,0 +1,103 @@
+"""What a run's records say of it, beside the expected figure, the baseline, and what healthy losses look like."""
+
+from dataclasses import dataclass
+
+from common.cli.course import Exercise, Expected, expected
+from common.cli.folder import Folder
+
+LOSSES = ("test_loss", "validation_loss", "loss")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of a review or of a check."""
+
+    mark: str  # "ok", "short" (something to mend), or "note"
+    text: str
+    hint: str = ""  # where to look
+
+
+def judge(exercise: Exercise, folder: Folder) -> list[Finding]:
+    """Return what is to be said about the run in a folder; nothing where there was none."""
+    findings = [compare_with(figure, folder.result["metrics"]) for figure in expected(exercise) if folder.result]
+    if folder.result and not findings:
+        findings.append(Finding("note", "the exercise's README gives no figure to compare with yet"))
+    return [*findings, *baseline(folder), *first_loss(folder), *last_losses(folder)]
+
+
+def compare_with(figure: Expected, metrics: dict[str, float]) -> Finding:
+    """Return how a metric stands beside its expected figure."""
+    name = figure.metric.replace("_", " ")
+    if figure.metric not in metrics:
+        return Finding(
+            "short", f"{name} is not in result.json", f"expected {figure.text}: run.finish({figure.metric}=…)"
+        )
+    value = metrics[figure.metric]
+    excess = figure.excess(value)
+    text = f"{name} {figure.shown(value)}, expected {figure.text}"
+    difference = f"{100 * abs(excess):.{figure.decimals}f} points" if figure.percent else figure.shown(abs(excess))
+    if excess < -figure.margin:
+        return Finding("short", f"{text}: short by {difference}", "see common/cli/pages/it-does-not-learn.md")
+    if excess > figure.margin:
+        return Finding("note", f"{text}: better by {difference}", "well done, or the test data took part in training")
+    return Finding("ok", text)
+
+
+def baseline(folder: Folder) -> list[Finding]:
+    """Return whether the final loss beats the first baseline, what one gets without training."""
+    baselines = folder.result.get("baselines", {})
+    loss = next((name for name in LOSSES if name in folder.result.get("metrics", {})), None)
+    if not folder.result:
+        return []
+    if not baselines or not loss:
+        return [
+            Finding(
+                "short", "result.json has no baseline or no loss", "say what a run must beat: Run(config, baselines)"
+            )
+        ]
+    value, (name, least) = folder.result["metrics"][loss], next(iter(baselines.items()))
+    text = f"{loss.replace('_', ' ')} {value:.4g} against the baseline {name}, {least:.4g}"
+    if value < least:
+        return [Finding("ok", text)]
+    hint = "no better than no model: do the labels belong to their inputs? does the update reach the parameters?"
+    return [Finding("short", text, hint)]
+
+
+def first_loss(folder: Folder) -> list[Finding]:
+    """Return whether an untrained classifier starts near ln K, as one does that finds all classes about as likely."""
+    chance = [item for item in folder.result.get("baselines", {}).items() if item[0].startswith("ln ")]
+    losses = folder.series.get(("train", "loss"))
+    if not chance or not losses or losses[0][0] != 0:
+        return []
+    (name, uniform), first = chance[0], losses[0][1]
+    text = f"first loss {first:.4g}, {name} is {uniform:.4g}"
+    if first > 1.25 * uniform:
+        hint = "look at the last layer's initialisation, for its logits should start near 0; or has the loss a factor?"
+        return [Finding("note", text, hint)]
+    if first < 0.75 * uniform:
+        return [Finding("note", text, "it knows the answer before training: is the label among the inputs?")]
+    return [Finding("ok", text)]
+
+
+def last_losses(folder: Folder) -> list[Finding]:
+    """Return whether the training loss fell, and whether the other one has risen since its least."""
+    findings = []
+    losses = [value for _, value in folder.series.get(("train", "loss"), [])]
+    tail = losses[-max(1, len(losses) // 10) :]
+    if len(losses) >= 100:
+        mean = sum(tail) / len(tail)
+        text = f"train loss from {losses[0]:.4g} to {mean:.4g} (mean of the last {len(tail)} steps)"
+        if mean < 0.95 * losses[0]:
+            findings.append(Finding("ok", text))
+        else:
+            hint = (
+                "it hardly falls: overfit one batch first; print the gradients' norms; raise or lower --learning-rate"
+            )
+            findings.append(Finding("short", text, hint))
+    for split in ("test", "validation"):
+        points = folder.series.get((split, "loss"), [])
+        if len(points) >= 5 and points[-1][1] > 1.05 * (least := min(value for _, value in points)):
+            step = next(step for step, value in points if value == least)
+            text = f"the {split} loss was least at step {step:,}, {least:.4g}, and is {points[-1][1]:.4g} at the end"
+            findings.append(Finding("note", text, "it overfits from there on"))
+    return findings

@@ -1,0 +1,149 @@
+"""One HTML file that holds all a mentor needs to review an exercise; nothing of the folder is run to make it."""
+
+import ast
+import subprocess
+import zipfile
+from datetime import date
+from pathlib import Path
+
+from common import UserError
+from common.cli.course import find, train_py
+from common.cli.diff import COUNTED, stat
+from common.cli.folder import Folder, read_folder, size, visible
+from common.cli.html import code_lines, data_uri, diff_parts, render
+from common.cli.judge import judge
+from common.curriculum import ROOT, Exercise
+
+SAMPLE = 6000  # characters of samples.txt that are shown, the last ones
+RUN = ("seed", "seconds", "device", "date")  # what is shown of result.json beside its tables
+SHOWN = 200  # characters of a value
+
+
+def write_review(exercise: Exercise, path: Path | None, html: Path, with_folder: bool) -> Path:
+    """Write the review of an exercise's folder, or of a learner's own at `path`, and return where it went.
+
+    With `with_folder` it is a zip beside `html` that holds the page and the folder. Raises UserError where the folder
+    cannot be read or the file cannot be written.
+    """
+    folder = read_folder(exercise, path)
+    page = review_page(exercise, folder, with_folder).encode()
+    target = html.with_suffix(".zip") if with_folder else html
+    try:
+        if not with_folder:
+            target.write_bytes(page)
+            return target
+        with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as archive:
+            archive.writestr(html.name, page)
+            for name, _, why in folder.files:
+                if not why and (folder.path / name).resolve() != target.resolve():
+                    archive.write(folder.path / name, visible(f"{folder.path.name}/{name}"))
+    except OSError as error:
+        raise UserError(f"cannot write {target} ({error.strerror or error}): name another with --html FILE") from None
+    return target
+
+
+def review_page(exercise: Exercise, folder: Folder, with_folder: bool = False) -> str:
+    """Return the review as HTML. It names no folder of this machine but the last part of the exercise's own."""
+    own = folder.path.samefile(ROOT / exercise.folder)
+    parent = train_py(find(str(exercise.parent))) if exercise.parent else None
+    reference = committed(exercise) if own else train_py(exercise).read_text(encoding="utf-8")
+    result, default = folder.result, defaults(folder.source)
+    config = [(name, shown(value), default.get(name, value) != value) for name, value in pairs(result, "config")]
+    commit = [("commit of the run", shown(result.get("commit")), False)] if result else []
+    if own:
+        commit.append(("changed since the last commit", uncommitted(exercise), False))
+    tables = [
+        ("Metrics", [(name, f"{value:.6g}", False) for name, value in pairs(result, "metrics")]),
+        ("Baselines", [(name, f"{value:.6g}", False) for name, value in pairs(result, "baselines")]),
+        ("History", history(folder)),
+        ("Settings", config),
+        ("Run", [(name, shown(result[name]), False) for name in RUN if name in result]),
+        ("Versions", [(name, shown(value), False) for name, value in pairs(result, "versions")]),
+        ("Code", commit),
+    ]
+    return render(
+        "review.html",
+        exercise=exercise,
+        folder_name=visible(folder.path.name),
+        findings=judge(exercise, folder),
+        result=result,
+        problems=folder.problems,
+        tables=tables,
+        any_changed=any(changed for _, _, changed in config),
+        pictures=[(name, data_uri(kind, data)) for name, kind, data in folder.pictures],
+        samples=folder.samples[-SAMPLE:],
+        parent=parent and compared(parent, parent.read_text(encoding="utf-8"), folder, exercise.budget),
+        reference=None if reference in (None, folder.source) else compared(train_py(exercise), reference, folder),
+        known=reference is not None,
+        lines=code_lines(folder.source),
+        files=[(visible(name), size(count), why) for name, count, why in folder.files],
+        zip=with_folder,
+        today=date.today(),
+    )
+
+
+def compared(path: Path, old: str, folder: Folder, budget: int | None = None) -> dict:
+    """Return what the template shows of the difference between an older program and the folder's."""
+    return {
+        "name": path.relative_to(ROOT).as_posix(),
+        "stat": f"{stat(old, folder.source, budget)} ({COUNTED})",
+        "parts": diff_parts(visible(old), folder.source),
+    }
+
+
+def pairs(result: dict, name: str) -> list[tuple[str, object]]:
+    """Return the entries of one part of result.json, with names that can be shown."""
+    return [(visible(key)[:SHOWN], value) for key, value in result.get(name, {}).items()]
+
+
+def shown(value: object) -> str:
+    """Return a value of result.json as text of bounded length."""
+    return "none" if value is None else visible(str(value))[:SHOWN]
+
+
+def defaults(source: str) -> dict[str, object]:
+    """Return the values of class Config that are written out in a train.py, by name; the program is not run."""
+    try:
+        body = ast.parse(source).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return {}
+    values = {}
+    for node in (node for cls in body if isinstance(cls, ast.ClassDef) and cls.name == "Config" for node in cls.body):
+        try:
+            values[node.target.id] = ast.literal_eval(node.value)
+        except (AttributeError, ValueError, TypeError):  # no field, or no literal
+            continue
+    return values
+
+
+def history(folder: Folder) -> list[tuple[str, str, bool]]:
+    """Return, for each series of metrics.csv, where it began, where it ended, and the least and the largest value."""
+    rows = []
+    for (split, metric), points in folder.series.items():
+        values = [value for _, value in points]
+        text = f"{values[0]:.4g} to {values[-1]:.4g}, between {min(values):.4g} and {max(values):.4g}"
+        rows.append((f"{split} {metric}", text, False))
+    return rows[:50]
+
+
+def committed(exercise: Exercise) -> str | None:
+    """Return the train.py that this checkout's last commit holds; None where git knows of none."""
+    return git("show", f"HEAD:./{exercise.folder}/train.py")
+
+
+def uncommitted(exercise: Exercise) -> str:
+    """Return which files of the exercise's folder differ from the last commit."""
+    text = git("status", "--porcelain", "--", exercise.folder)
+    if text is None:
+        return "not known: this checkout is not under git"
+    return ", ".join(line[3:].removeprefix(f"{exercise.folder}/") for line in text.splitlines()) or "nothing"
+
+
+def git(*arguments: str) -> str | None:
+    """Return what git says about this checkout, which is the reader's own; None where it fails."""
+    command = ["git", "-C", str(ROOT), *arguments]
+    try:
+        result = subprocess.run(command, capture_output=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return visible(result.stdout.decode(errors="replace")) if result.returncode == 0 else None

@@ -1,0 +1,150 @@
+"""All lessons as a static site: the READMEs with their maths as MathML, the pictures, the diffs."""
+
+import re
+import shutil
+from html import escape
+from pathlib import Path
+from urllib.parse import unquote
+
+from latex2mathml.converter import convert
+from markdown_it import MarkdownIt
+from markupsafe import Markup
+
+from common import UserError
+from common.cli.course import built, find, train_py, walk
+from common.cli.diff import COUNTED, stat
+from common.cli.html import STYLE, code_lines, diff_parts, render
+from common.curriculum import EXERCISES, ROOT, Exercise
+
+PAGES = Path(__file__).parent / "pages"
+MATHS = re.compile(r"\$\$(.+?)\$\$|\$(?!\s)([^$]+?)(?<!\s)\$", re.DOTALL)
+FOLD = re.compile(r"^ *(<details><summary>[^<>]*</summary>|</details>) *$", re.M)
+
+
+def write_site(directory: Path) -> Path:
+    """Write the site into a directory and return its index.html. Raises UserError where it cannot be written there."""
+    there = built()
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "style.css").write_text(STYLE, encoding="utf-8")
+        for exercise in there:
+            write_lesson(directory, exercise)
+        for page in PAGES.glob("*.md"):
+            text = page.read_text(encoding="utf-8")
+            title = text.partition("\n")[0].removeprefix("# ")
+            (directory / f"{page.stem}.html").write_text(
+                render("page.html", title=title, content=to_html(text, directory, PAGES)), encoding="utf-8"
+            )
+        tree = [
+            (exercise, len(below) // 3, summary(exercise) if exercise in there else None)
+            for exercise, _, below in walk()
+        ]
+        (directory / "index.html").write_text(render("index.html", tree=tree), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write the site to {directory} ({error.strerror or error}): name another DIR") from None
+    return directory / "index.html"
+
+
+def write_lesson(directory: Path, exercise: Exercise) -> None:
+    """Write the page of an exercise, and the pictures that it shows."""
+    folder = ROOT / exercise.folder
+    source = train_py(exercise).read_text(encoding="utf-8")
+    there = {e.number: e for e in built()}
+    page = render(
+        "lesson.html",
+        exercise=exercise,
+        content=to_html((folder / "README.md").read_text(encoding="utf-8"), directory, folder),
+        parent=there.get(exercise.parent),
+        children=[e for e in there.values() if e.parent == exercise.number],
+        previous=there.get(exercise.number - 1),
+        next=there.get(exercise.number + 1),
+        lines=code_lines(source),
+        **changes(exercise, source),
+    )
+    (directory / f"{exercise.folder}.html").write_text(page, encoding="utf-8")
+
+
+def changes(exercise: Exercise, source: str) -> dict:
+    """Return the stat line and the rows of the difference to the exercise's parent, nothing for the first one."""
+    if not exercise.parent:
+        return {"stat": "", "parts": []}
+    old = train_py(find(str(exercise.parent))).read_text(encoding="utf-8")
+    return {"stat": f"{stat(old, source, exercise.budget)} ({COUNTED})", "parts": diff_parts(old, source)}
+
+
+def summary(exercise: Exercise) -> str:
+    """Return the last part of a README's title: "Exercise 9: a convnet" is a convnet."""
+    title = (ROOT / exercise.folder / "README.md").read_text(encoding="utf-8").partition("\n")[0]
+    return title.partition(": ")[2] or exercise.folder
+
+
+def to_html(text: str, directory: Path, folder: Path) -> Markup:
+    """Return a README as HTML: its maths as MathML, its raw HTML escaped but for folded answers, its links mended.
+
+    A link to another folder's README leads to that exercise's page, one to train.py to the program on the page itself;
+    pictures are copied into `directory`. `folder` is where the README lies.
+    """
+    markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
+    markdown.inline.ruler.before("escape", "maths", maths_rule)
+    markdown.add_render_rule("maths", lambda _, tokens, i, *rest: to_mathml(tokens[i].content, bool(tokens[i].info)))
+    tokens = markdown.parse(FOLD.sub(r"\n\1\n", text))  # <details> becomes a paragraph of its own, found again below
+    for token in (child for block in tokens for child in block.children or []):
+        if token.type == "image":
+            token.attrSet("src", copy_picture(unquote(token.attrGet("src")), directory, folder))
+        elif token.type == "link_open":
+            token.attrSet("href", page_of(token.attrGet("href")))
+    html = markdown.renderer.render(tokens, markdown.options, {})
+    html = re.sub(
+        r"<p>&lt;details&gt;&lt;summary&gt;(.*?)&lt;/summary&gt;</p>", r"<details><summary>\1</summary>", html
+    )
+    html = html.replace("<p>&lt;/details&gt;</p>", "</details>")
+    html = html.replace("<table>", '<div class="wide" tabindex="0"><table>').replace("</table>", "</table></div>")
+    return Markup(html)
+
+
+def maths_rule(state, silent: bool) -> bool:
+    """Take $…$ or $$…$$ out of the text before anything in it is read as Markdown (a rule of markdown-it)."""
+    match = MATHS.match(state.src, state.pos) if state.src[state.pos] == "$" else None
+    if match and not silent:
+        token = state.push("maths", "math", 0)
+        token.content, token.info = match[1] or match[2], "block" if match[1] else ""
+    state.pos = match.end() if match else state.pos
+    return bool(match)
+
+
+def to_mathml(latex: str, block: bool) -> str:
+    """Return a formula as MathML, one of a block in parts that may stand below each other where the page is narrow.
+
+    What cannot be converted is shown as it was written.
+    """
+    parts = latex.split(r"\qquad") if block else [latex]
+    if any(part.count("{") != part.count("}") for part in parts):
+        parts = [latex]
+    try:
+        # latex2mathml escapes nothing within \text{}: without < and > no tag can come out of it.
+        parts = [part.replace("<", r"\lt ").replace(">", r"\gt ") for part in parts]
+        maths = "".join(convert(part, display="block" if block else "inline") for part in parts)
+    except Exception:  # it raises many kinds
+        maths = f"<code>{escape(latex)}</code>"
+    return f'<span class="maths">{maths}</span>' if block else maths
+
+
+def page_of(address: str) -> str:
+    """Return where a README's link leads on the site: other hosts and anchors stay."""
+    if address.startswith("#") or "://" in address:
+        return address
+    path, _, anchor = address.partition("#")
+    name = next((exercise.folder for exercise in EXERCISES if exercise.folder in Path(path).parts), None)
+    page = f"{name}.html" if name else "index.html" if path.endswith("README.md") else ""
+    return page + (f"#{anchor}" if anchor else "#program" if path.endswith("train.py") else "")
+
+
+def copy_picture(name: str, directory: Path, folder: Path) -> str:
+    """Copy a picture of the checkout into the site and return its address there."""
+    source = (folder / name).resolve()
+    if not source.is_relative_to(ROOT) or source.suffix not in (".png", ".jpg") or not source.is_file():
+        return ""  # the text beside it is shown in its place
+    target = Path("pictures") / f"{source.parent.name}_{source.name}"
+    (directory / "pictures").mkdir(exist_ok=True)
+    shutil.copyfile(source, directory / target)
+    return target.as_posix()

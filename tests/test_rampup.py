@@ -1,0 +1,628 @@
+"""The `rampup` command, from outside: what it shows, what it refuses, and that a stranger's folder can do no harm."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from helpers import BUILT, one_sentence, train_py
+
+from common import UserError
+from common.cli import course, diff, folder, judge, site
+from common.cli.html import code_lines
+from common.cli.review import write_review
+from common.curriculum import EXERCISES, ROOT, find_exercise
+
+RESULT = {
+    "exercise": "ex04_softmax",
+    "seed": 0,
+    "config": {"steps": 500, "learning_rate": 0.1, "seed": 0, "out": "out"},
+    "metrics": {"loss": 0.4706, "accuracy": 0.7512},
+    "baselines": {"ln 3": 1.0986, "Bayes": 0.4705},
+    "seconds": 0.6,
+    "device": "cpu, 2 cores, x86_64",
+    "versions": {"python": "3.11.7", "numpy": "2.4.6"},
+    "commit": "abc123-dirty",
+    "date": "2026-11-21T02:44:09+00:00",
+}
+EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
+
+
+def rampup(*arguments: object, root: Path = ROOT, cwd: Path | None = None) -> subprocess.CompletedProcess:
+    """Run the command in a process of its own, on the checkout at `root`."""
+    command = [sys.executable, "-m", "common.cli", *map(str, arguments)]
+    environment = os.environ | {"PYTHONPATH": str(root), "COLUMNS": "100"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, cwd=cwd or root)
+
+
+class Page(HTMLParser):
+    """What is in a page: tags, attributes, text."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text = ""
+        self.feed(str(html))
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.text += " " * (tag in ("td", "th"))
+        self.attributes += attrs
+
+    def handle_data(self, data):
+        self.text += data
+
+    def values(self, *names: str) -> list[str]:
+        return [value for name, value in self.attributes if name in names]
+
+
+def assert_harmless(html: str) -> Page:
+    """Check that nothing of a page runs or is fetched but its own script."""
+    page = Page(html)
+    assert page.tags.count("script") <= 1
+    assert html.count("alert(1)") == html.count("&lt;script&gt;alert(1)&lt;/script&gt;")
+    assert not [name for name, _ in page.attributes if name.startswith("on")]
+    assert all(value.startswith("data:image/") for value in page.values("src"))
+    assert all(value.startswith("#") for value in page.values("href"))
+    assert not {"iframe", "object", "embed", "base", "link", "form"} & set(page.tags)
+    return page
+
+
+@pytest.fixture
+def mine(tmp_path):
+    """Return a learner's copy of exercise 4 with a run in it."""
+    path = tmp_path / "my_ex04"
+    (path / "out").mkdir(parents=True)
+    shutil.copy(train_py(4), path)
+    shutil.copy(train_py(4).parent / "loss.png", path / "out")
+    (path / "out" / "result.json").write_text(json.dumps(RESULT))
+    rows = "".join(f"{step},train,loss,{1.1 - step / 1000}\n" for step in range(500))
+    (path / "out" / "metrics.csv").write_text("step,split,metric,value\n" + rows)
+    return path
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """Return a checkout of its own, under git, with exercises 1 to 4 and a result in the fourth."""
+    root = tmp_path_factory.mktemp("checkout")
+    shutil.copytree(ROOT / "common", root / "common", ignore=shutil.ignore_patterns("__pycache__"))
+    for exercise in EXERCISES[:4]:
+        shutil.copytree(ROOT / exercise.folder, root / exercise.folder, ignore=shutil.ignore_patterns("out"))
+    (root / ".gitignore").write_text("out/\n__pycache__/\n")
+    git = ["git", "-C", str(root), "-c", "user.name=test", "-c", "user.email=test@example.org"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "all"]):
+        subprocess.run(git + command, check=True)
+    out = root / "ex04_softmax" / "out"
+    out.mkdir()
+    (out / "result.json").write_text(json.dumps(RESULT))
+    return root
+
+
+# the course
+
+
+def test_list(checkout):
+    result = rampup("list", root=checkout)
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert " 4  ex04_softmax  PyTorch  loss 0.4706, accuracy 75.12 % (2026-11-21)" in lines
+    assert "numpy  not run" in next(line for line in lines if "ex01" in line)
+    assert lines.index("├─  8  ex08_mnist_adam  to come") < lines.index("└─ 11  ex11_shakespeare_ffn  to come")
+    assert [e.number for e, _, _ in course.walk()] == [*range(1, 11), 14, 15, 11, 12, 13, 16, 17]
+    assert all(e.sentence.split()[0] in result.stdout for e in EXERCISES)
+
+
+def test_list_of_this_checkout():
+    result = rampup("list")
+    assert result.returncode == 0, result.stderr
+    assert "JAX, optax" in result.stdout
+    assert all(exercise.folder in result.stdout for exercise in EXERCISES)
+
+
+def test_find():
+    for name in ("9", "09", "ex09", "ex09_mnist_cnn", "ex09_mnist_cnn/", "/a/b/ex09_mnist_cnn"):
+        assert course.find(name).number == 9
+    for name in ("", "0", "18", "-1", "9.5", "ex", "²", "ex99_x", "x" * 1000):
+        with pytest.raises(UserError, match="there is no exercise"):
+            course.find(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("mnist_cn", "ex09_mnist_cnn"),
+        ("ex04_sofmax", "ex04_softmax"),
+        ("RESNET", "resnet"),
+        ("18", BUILT[-1].folder),
+    ],
+)
+def test_unknown_exercise_is_told_the_nearest_names(name, near):
+    result = rampup("review", name)
+    one_sentence(result, f"there is no exercise '{name}': did you mean", near)
+    assert result.returncode == 1
+
+
+def test_exercise_that_is_not_there_yet(checkout):
+    one_sentence(rampup("diff", 9, root=checkout), "exercise 9, ex09_mnist_cnn, is not in this checkout")
+
+
+def test_no_exercises(tmp_path):
+    shutil.copytree(ROOT / "common", tmp_path / "common")
+    one_sentence(rampup("list", root=tmp_path), "there are no exercises in", "pip install -e .")
+
+
+@pytest.mark.parametrize("exercise", BUILT, ids=lambda exercise: exercise.folder)
+def test_expected_figure_is_found_in_the_readme(exercise):
+    text = (ROOT / exercise.folder / "README.md").read_text(encoding="utf-8")
+    figures = course.expected(exercise)
+    assert figures or exercise.number > 14  # those may have no figure yet: their runs take days
+    for figure in figures:
+        assert f"**{figure.text}**" in text.partition("\n## What to expect")[2]
+        assert figure.margin > 0
+
+
+def test_expected_figures_are_read_right():
+    assert [(f.metric, f.mean) for f in course.expected(find_exercise(4))] == [("loss", 0.474), ("accuracy", 0.8061)]
+    (accuracy,) = course.expected(find_exercise(8))
+    assert (accuracy.metric, accuracy.text) == ("test_accuracy", "98.50 ± 0.03 %")
+    assert accuracy.margin == pytest.approx(0.0015)  # five deviations
+    assert accuracy.shown(0.98504) == "98.50 %"
+    assert accuracy.excess(0.98) == pytest.approx(-0.005)
+    (loss,) = course.expected(find_exercise(12))
+    assert loss.excess(4.0) == pytest.approx(0.225)  # a lower loss is better
+
+
+def test_framework():
+    frameworks = {e.number: course.framework(train_py(e.number).read_text(encoding="utf-8")) for e in BUILT}
+    assert frameworks[1] == "numpy"
+    assert frameworks[7] == frameworks[13] == "PyTorch"
+    assert frameworks[8] == frameworks[14] == "JAX, optax"
+
+
+@pytest.mark.parametrize("command", [("list",), ("diff", "9"), ("diff", "--stat")])
+def test_start_is_light(command):
+    code = f"import sys; sys.argv = ['rampup', *{command!r}]; from common.cli import commands; commands.main(); "
+    code += "heavy = {'torch', 'jax', 'matplotlib', 'numpy', 'jinja2', 'pygments.lexers.python'} & set(sys.modules); "
+    code += "sys.exit(', '.join(heavy) or 0)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert result.returncode == 0, result.stderr
+
+
+# the diff
+
+
+@pytest.mark.parametrize("exercise", [e for e in BUILT if e.parent], ids=lambda exercise: exercise.folder)
+def test_diff_hides_nothing(exercise):
+    old, new = (train_py(n).read_text(encoding="utf-8") for n in (exercise.parent, exercise.number))
+    rows = diff.compare(old, new)
+    assert [row.old for row in rows if row.old is not None] == old.splitlines()
+    assert [row.new for row in rows if row.new is not None] == new.splitlines()
+    assert [row.old_number for row in rows if row.old_number] == list(range(1, len(old.splitlines()) + 1))
+    assert [row.new_number for row in rows if row.new_number] == list(range(1, len(new.splitlines()) + 1))
+    for row in rows:
+        for line, pieces in zip((row.old, row.new), diff.words(row)):
+            assert "".join(text for text, _ in pieces) == (line or "")
+    for folded, stretch in diff.stretches(rows):
+        assert not folded or all(row.kind == "same" for row in stretch)
+    assert [row for _, stretch in diff.stretches(rows) for row in stretch] == rows
+
+
+def test_words_and_pairs():
+    rows = diff.compare("a = 1\nx = f(y)\nz = 3\n", "a = 1\nnew(line)\n  x = f(w)\n")
+    assert [row.kind for row in rows] == ["same", "added", "changed", "removed"]
+    old, new = diff.words(rows[2])
+    assert old == [("x = f(", False), ("y", True), (")", False)]
+    assert new == [("  ", True), ("x = f(", False), ("w", True), (")", False)]
+    assert [row.kind for row in diff.compare("a\n    b", "a\nb")] == ["same", "changed"]  # indented anew
+    assert [row.kind for row in diff.compare("", "")] == ["same"]
+
+
+def test_diff_on_the_screen():
+    result = rampup("diff", 2)
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[0] == "ex01_linreg_numpy/train.py → ex02_linreg_torch/train.py"
+    assert re.fullmatch(r"\d+ changed lines, budget 40 \(added and removed, .*\)", lines[1])
+    assert any(re.fullmatch(r" +\d+ \+ import torch", line) for line in lines)
+    assert any(re.fullmatch(r" *\d+ +- def backward\(x, prediction, y\):", line) for line in lines)
+    assert any("⋮" in line and "unchanged lines" in line for line in lines)
+    assert "\x1b" not in result.stdout  # no colours in a pipe
+    assert rampup("diff", "ex02_linreg_torch").stdout == result.stdout
+
+
+def test_diff_of_any_two():
+    result = rampup("diff", 7, 13)
+    assert result.stdout.startswith("ex07_mnist_mlp/train.py → ex13_transformer/train.py\n")
+    assert "budget" not in result.stdout.splitlines()[1]
+    one_sentence(rampup("diff"), "takes one exercise or two")
+    one_sentence(rampup("diff", 1, 2, 3), "takes one exercise or two")
+    one_sentence(rampup("diff", 1), "ex01_linreg_numpy has no parent")
+
+
+def test_diff_stat():
+    lines = rampup("diff", "--stat").stdout.splitlines()[1:]
+    assert len(lines) == len(BUILT) - 1
+    assert lines[0].startswith(" 1 →  2  ")
+    assert all(re.search(r" \d+ changed lines, budget \d+$", line) for line in lines)
+
+
+def test_diff_page(tmp_path):
+    assert rampup("diff", 3, "--html", tmp_path / "diff.html").stdout == f"{tmp_path / 'diff.html'}\n"
+    page = assert_harmless((tmp_path / "diff.html").read_text(encoding="utf-8"))
+    assert {"ins", "del", "details"} <= set(page.tags)
+    for line in train_py(3).read_text(encoding="utf-8").splitlines():
+        assert line in page.text
+    one_sentence(rampup("diff", 3, "--html", tmp_path / "no" / "diff.html"), "cannot write", "No such file")
+
+
+# the review
+
+
+def review(number: int, path: Path | None, tmp_path: Path) -> str:
+    """Return the page that a review writes, in this process."""
+    assert write_review(find_exercise(number), path, tmp_path / "review.html", False) == tmp_path / "review.html"
+    return (tmp_path / "review.html").read_text(encoding="utf-8")
+
+
+def test_review(mine, tmp_path):
+    source = (mine / "train.py").read_text(encoding="utf-8")
+    (mine / "train.py").write_text(source.replace("learning_rate: float = 0.1 ", "learning_rate: float = 0.3 "))
+    (mine / "out" / "samples.txt").write_text("--- step 0\nROMEO:\n")
+    html = review(4, mine, tmp_path)
+    page = assert_harmless(html)
+    text = " ".join(page.text.split())
+    assert find_exercise(4).sentence in text
+    assert "loss 0.4706, expected 0.4740 ± 0.0049" in text
+    assert "accuracy 75.12 %, expected 80.61 ± 0.48 %: short by 5.49 points" in text
+    assert "loss 0.4706 against the baseline ln 3, 1.099" in text
+    assert "first loss 1.1, ln 3 is 1.099" in text
+    assert "Changes from exercise 3" in text
+    assert "Beside the reference solution 2 changed lines" in text
+    assert "cpu, 2 cores, x86_64" in text
+    assert "abc123-dirty" in text
+    assert "ROMEO:" in text
+    assert "data:image/png;base64,iVBORw0KGgo" in html
+    assert html.count("<mark") == 2  # steps and learning_rate are not those of the program
+    for i, line in enumerate((mine / "train.py").read_text(encoding="utf-8").splitlines(), 1):
+        assert f'id="L{i}"' in html
+        assert line in page.text
+    assert page.values("contenteditable") == ["true"] * i
+    assert str(tmp_path) not in html  # nothing of this machine
+    assert str(ROOT) not in html
+    assert len(re.findall("Content-Security-Policy", html)) == 1
+    assert "default-src 'none'" in html
+
+
+def test_review_of_the_reference(checkout, tmp_path):
+    path = checkout / "ex04_softmax" / "train.py"
+    source = path.read_text(encoding="utf-8")
+    result = rampup("review", 4, root=checkout, cwd=tmp_path)
+    assert result.stdout == "review_ex04_softmax.html\n", result.stderr
+    page = Page((tmp_path / "review_ex04_softmax.html").read_text(encoding="utf-8"))
+    assert "This train.py is the reference solution, to the letter." in page.text
+    assert re.search(r"changed since the last commit\s*nothing", page.text)
+    try:
+        path.write_text(source + "# mine\n")
+        rampup("review", "ex04_softmax", "--html", tmp_path / "mine.html", root=checkout)
+    finally:
+        path.write_text(source)
+    page = Page((tmp_path / "mine.html").read_text(encoding="utf-8"))
+    assert "Beside the reference solution" in page.text
+    assert "1 changed line (" in page.text
+    assert re.search(r"changed since the last commit\s*train.py", page.text)
+
+
+def test_review_without_a_run(mine, tmp_path):
+    shutil.rmtree(mine / "out")
+    page = assert_harmless(review(4, mine, tmp_path))
+    assert "Not run yet." in page.text
+    assert "python my_ex04/train.py" in page.text
+    first = Page(review(1, None, tmp_path))
+    assert "there is no parent to compare with" in first.text
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{", "Expecting property name"),
+        ("[]", "no JSON object"),
+        ("[" * 100_000, "recursion"),
+        ('{"metrics": 3}', '"metrics" is no JSON object'),
+        ('{"metrics": {}}', 'has no "metrics"'),
+        ('{"metrics": {"loss": "low"}}', '"loss" in "metrics" is no finite number'),
+        ('{"metrics": {"loss": NaN}}', "no finite number"),
+        ('{"metrics": {"loss": 1' + "0" * 400 + "}}", "no finite number"),
+        ('{"metrics": {"loss": ' + "9" * 5000 + "}}", "out/result.json cannot be read"),
+        ('{"metrics": {"loss": true}}', "no finite number"),
+        ("a\0b", "out/result.json cannot be read"),
+    ],
+)
+def test_review_with_a_broken_result(mine, tmp_path, text, reason):
+    (mine / "out" / "result.json").write_text(text)
+    page = assert_harmless(review(4, mine, tmp_path))
+    assert "out/result.json cannot be read" in page.text
+    assert reason in page.text
+    assert "or its result cannot be read" in page.text
+
+
+@pytest.mark.parametrize("text", ["", "step,split\n", "HEAD1,train,loss\n", "HEADx,a,b,1\n", "HEAD1,a,b,c\n"])
+def test_review_with_broken_metrics(mine, tmp_path, text):
+    (mine / "out" / "metrics.csv").write_text(text.replace("HEAD", "step,split,metric,value\n"))
+    page = assert_harmless(review(4, mine, tmp_path))
+    assert "out/metrics.csv cannot be read: its" in page.text
+    assert "expected 0.4740" in page.text
+
+
+def test_stranger(tmp_path):
+    """Everything that a folder can hold comes out as text, and nothing outside the folder comes out at all."""
+    (tmp_path / "secret.txt").write_text("a secret")
+    path = tmp_path / "my \"ex\" <b>'s' ü"
+    (path / "out").mkdir(parents=True)
+    source = f'"""{EVIL}"""\nx = "\x1b[31m \u202e \u2066 <!-- ]]> {{{{ 7 * 7 }}}} </code></table>"\n# </script>\n'
+    (path / "train.py").write_text(source + "from pathlib import Path\nPath('ran').touch()\n")
+    (path / "README.md").write_text(EVIL)
+    (path / "größe <i>.txt").write_text("ü")
+    (path / ".env").write_text("PASSWORD=1")
+    (path / "link.txt").symlink_to(tmp_path / "secret.txt")
+    (path / "out" / "samples.txt").symlink_to(tmp_path / "secret.txt")
+    (path / "out" / "metrics.csv").write_text(f"step,split,metric,value\n0,{EVIL.replace(chr(34), '')},loss,1\n")
+    (path / "out" / "result.json").write_text(
+        json.dumps(
+            RESULT | {name: {EVIL: 0.5, "loss": 0.5} for name in ("metrics", "baselines", "versions", "config")}
+        ).replace('"device": "cpu', '"device": "\\ud800 \\u202e cpu')
+    )
+    (path / "out" / "loss.png").write_bytes(b"<svg onload=alert(1)>")
+    os.mkfifo(path / "out" / "pipe.png")
+    (path / "out" / "link.png").symlink_to("/dev/zero")
+    with open(path / "out" / "log.txt", "wb") as log:
+        log.truncate(50 * 10**6)
+    html = review(4, path, tmp_path)
+    page = assert_harmless(html)
+    assert EVIL in page.text
+    assert "a secret" not in html
+    assert "PASSWORD" not in html
+    assert "{{ 7 * 7 }}" in page.text
+    assert not re.search("[\x1b\u202e\u2066]", html)
+    assert "\\x1b[31m \\u202e \\u2066" in page.text
+    text = " ".join(page.text.split())
+    assert "out/samples.txt cannot be read: it is a link" in text
+    assert "out/loss.png is not shown: it is neither a PNG nor a JPEG" in text
+    assert "out/pipe.png is not shown: it is not a plain file" in text
+    assert re.search(r"out/log.txt 50.0 MB more than 10.0 MB", text)
+    assert ".env 10 bytes hidden" in text
+    assert "größe <i>.txt 2 bytes" in text
+    assert not (path / "ran").exists()
+    assert not (ROOT / "ran").exists()
+
+
+def test_review_zip(mine, tmp_path):
+    (mine / "notes ü.txt").write_text("mine")
+    (mine / "__pycache__").mkdir()
+    (mine / "__pycache__" / "x.pyc").write_text("")
+    (mine / "secret").symlink_to("/etc/passwd")
+    with open(mine / "out" / "log.txt", "wb") as log:
+        log.truncate(50 * 10**6)
+    result = rampup("review", 4, "--folder", mine, "--zip", cwd=tmp_path)
+    assert result.stdout == "review_ex04_softmax.zip\n"
+    with zipfile.ZipFile(tmp_path / "review_ex04_softmax.zip") as archive:
+        names = set(archive.namelist())
+        assert "out/log.txt" in archive.read("review_ex04_softmax.html").decode()
+    assert names == {
+        "review_ex04_softmax.html",
+        "my_ex04/train.py",
+        "my_ex04/notes ü.txt",
+        *(f"my_ex04/out/{name}" for name in ("loss.png", "metrics.csv", "result.json")),
+    }
+
+
+def test_review_refuses(mine, tmp_path):
+    one_sentence(rampup("review", 4, "--folder", tmp_path / "nowhere"), "there is no folder", "--folder PATH")
+    one_sentence(rampup("review", 4, "--folder", tmp_path), "no train.py in", "--folder PATH")
+    one_sentence(rampup("review", 4, "--html", tmp_path), "cannot write", "name another with --html FILE")
+    (mine / "train.py").write_bytes(b"\x7fELF\0\0")
+    one_sentence(rampup("review", 4, "--folder", mine), "it is a binary file of 6 bytes")
+    (mine / "train.py").write_text("\n" * 300_000)
+    one_sentence(rampup("review", 4, "--folder", mine), "it has 300.0 kB, and at most 200.0 kB are shown")
+    (mine / "train.py").unlink()
+    (mine / "train.py").symlink_to("/etc/passwd")
+    one_sentence(rampup("review", 4, "--folder", mine), "it is a link")
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["def (", "", "\n\n", "é = 'ü'\r\ny = 2\r\n", "# \udcff", "-" * 5000 + "1", "\tx\x0cy\x85z", "f(x)\n" * 3000],
+)
+def test_review_of_any_text(mine, tmp_path, source):
+    (mine / "train.py").write_bytes(source.encode(errors="surrogateescape"))
+    page = assert_harmless(review(4, mine, tmp_path))
+    assert page.values("contenteditable")
+
+
+def test_code_lines_are_those_of_the_text():
+    for exercise in BUILT:
+        source = train_py(exercise.number).read_text(encoding="utf-8")
+        lines = code_lines(source)
+        assert ["".join(Page(line).text) for line in lines] == source.splitlines()
+
+
+# the check
+
+
+def check(path: Path, *flags: str) -> tuple[int, str]:
+    """Return exit code and output of `rampup check` for a learner's exercise 1."""
+    result = rampup("check", 1, "--folder", path, *flags)
+    assert "Traceback" not in result.stdout + result.stderr
+    return result.returncode, result.stdout
+
+
+@pytest.fixture
+def first(tmp_path):
+    """Return a function that writes a learner's exercise 1, the reference with pieces replaced."""
+
+    def write(*replacements: tuple[str, str]) -> Path:
+        source = train_py(1).read_text(encoding="utf-8")
+        for old, new in replacements:
+            assert old in source
+            source = source.replace(old, new)
+        (tmp_path / "mine").mkdir()
+        (tmp_path / "mine" / "train.py").write_text(source, encoding="utf-8")
+        return tmp_path / "mine"
+
+    return write
+
+
+def test_check_of_a_right_program(first):
+    path = first()
+    code, output = check(path)
+    assert code == 0
+    assert "ok    the same seed gives the same metrics.csv" in output
+    assert re.search(r"^result: loss=0.01", output, re.M)  # the run itself is seen
+    assert re.search(r"^ok    loss 0.01\d+, expected 0.01004 ± 0.00002$", output, re.M)
+    assert "short" not in output
+    assert sorted(p.name for p in path.iterdir()) == ["train.py"]  # it leaves nothing behind
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (
+            "np.random.default_rng(config.seed)",
+            "np.random.default_rng()",
+            "the same seed does not",
+        ),
+        ("np.random.default_rng(config.seed)", "np.random.default_rng(0)", "another seed gives the same metrics.csv"),
+        ("steps: int = 1_000", "steps: int = 3", "short by"),
+        ("learning_rate: float = 0.1", "learning_rate: float = 1e-7", "it hardly falls"),
+        ("def main(", "def mein(", "--dry-run ends with exit code 1"),
+        ("run.finish(", "dict(", "it does not write result.json"),
+    ],
+)
+def test_check_of_a_wrong_program(first, old, new, said):
+    code, output = check(first((old, new)))
+    assert code == 1
+    assert said in output
+    assert "short " in output
+
+
+def test_check_dry_run(first):
+    code, output = check(first(("steps: int = 1_000", "steps: int = 3")), "--dry-run")
+    assert code == 0
+    assert "expected" not in output
+
+
+def test_check_refuses(tmp_path):
+    one_sentence(rampup("check", 1, "--folder", tmp_path), "no train.py in")
+
+
+def judged(series: dict, **result) -> dict[str, str]:
+    """Return what is found in a made-up run of exercise 8, hints by mark and text."""
+    record = RESULT | {"metrics": {"test_loss": 0.08, "test_accuracy": 0.985}, "baselines": {"ln 10": 2.3026}} | result
+    made = folder.Folder(ROOT, "", result=record, series=series)
+    return {f"{finding.mark} {finding.text}": finding.hint for finding in judge.judge(find_exercise(8), made)}
+
+
+def test_hints():
+    falling = [(step, 2.3 - step / 100) for step in range(200)]
+    assert all(found.startswith("ok ") for found in judged({("train", "loss"): falling}))
+    found = judged({("train", "loss"): [(0, 6.1), *falling[1:]]})
+    assert "initialisation" in found["note first loss 6.1, ln 10 is 2.303"]
+    found = judged({("train", "loss"): [(0, 0.1), *falling[1:]]})
+    assert "among the inputs" in found["note first loss 0.1, ln 10 is 2.303"]
+    found = judged({("train", "loss"): [(step, 2.3) for step in range(200)]})
+    assert any("overfit one batch" in hint for hint in found.values())
+    found = judged({("test", "loss"): [(0, 2.3), (1, 0.1), (2, 0.2), (3, 0.3), (4, 0.4)]})
+    assert found["note the test loss was least at step 1, 0.1, and is 0.4 at the end"]
+    found = judged({}, metrics={"test_loss": 2.5, "test_accuracy": 0.2})
+    assert "short test loss 2.5 against the baseline ln 10, 2.303" in found
+    assert "short test accuracy 20.00 %, expected 98.50 ± 0.03 %: short by 78.50 points" in found
+    found = judged({}, metrics={"test_loss": 0.01, "test_accuracy": 0.999})
+    assert "note test accuracy 99.90 %, expected 98.50 ± 0.03 %: better by 1.40 points" in found
+    found = judged({}, metrics={"loss": 0.1}, baselines={})
+    assert "short test accuracy is not in result.json" in found
+    assert "short result.json has no baseline or no loss" in found
+
+
+# the site
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    """Return the site's pages by name."""
+    directory = tmp_path_factory.mktemp("site") / "new" / "site"
+    result = rampup("site", directory)
+    assert result.stdout == f"{directory / 'index.html'}\n", result.stderr
+    return {path.name: path for path in directory.glob("*.html")}
+
+
+def test_site_has_a_page_for_each(pages):
+    assert set(pages) == {f"{e.folder}.html" for e in BUILT} | {"index.html", "it-does-not-learn.html", "errata.html"}
+    index = Page(pages["index.html"].read_text(encoding="utf-8"))
+    assert {f"{e.folder}.html" for e in BUILT} <= set(index.values("href"))
+    for exercise in BUILT:
+        text = " ".join(Page(pages[f"{exercise.folder}.html"].read_text(encoding="utf-8")).text.split())
+        assert exercise.sentence in text
+        assert "What to expect" in text
+        assert "mean ± standard deviation" in text
+        assert not exercise.parent or f"The change from exercise {exercise.parent}, line by line" in text
+
+
+def test_site_leads_nowhere_that_is_not_there(pages):
+    for path in pages.values():
+        page = Page(path.read_text(encoding="utf-8"))
+        assert "script" not in page.tags
+        assert not any("://" in value for value in page.values("src"))
+        for address in page.values("href", "src"):
+            if "://" not in address:
+                target, _, anchor = address.partition("#")
+                assert (path.parent / target).exists(), f"{path.name}: {address}"
+                assert not anchor or f'id="{anchor}"' in (path.parent / (target or path.name)).read_text(
+                    encoding="utf-8"
+                )
+
+
+def test_site_shows_all_maths(pages):
+    for exercise in BUILT:
+        text = (ROOT / exercise.folder / "README.md").read_text(encoding="utf-8")
+        text = re.sub(r"```.*?```|`[^`]*`|^    .*?$", "", text, flags=re.S | re.M)
+        html = pages[f"{exercise.folder}.html"].read_text(encoding="utf-8")
+        assert html.count('display="inline"') == len(re.findall(r"(?<!\$)\$(?!\$)", text)) // 2
+        assert html.count('class="maths"') == text.count("$$") // 2
+        assert "$$" not in Page(html).text.partition("The whole program")[0]
+        assert "\\frac" not in html
+
+
+def test_headings_are_in_order(pages, mine, tmp_path):
+    review(4, mine, tmp_path)
+    for path in [*pages.values(), tmp_path / "review.html"]:
+        page = Page(path.read_text(encoding="utf-8"))
+        levels = [int(tag[1]) for tag in page.tags if re.fullmatch("h[1-6]", tag)]
+        assert levels[0] == 1
+        assert levels.count(1) == 1
+        assert all(b <= a + 1 for a, b in pairwise(levels))
+        assert len(page.values("alt")) == page.tags.count("img")
+        assert all(page.values("alt"))
+
+
+def test_readme_of_a_stranger(tmp_path):
+    text = f"# A title\n\n{EVIL}\n\n$\\text{{{EVIL}}}$ $<b>$ [x](javascript:alert) ![y](../../../etc/passwd) ![](http://a.b/c.png)\n"
+    text += "\n<details><summary>Answer</summary>\n\nfolded\n</details>\n\n<details open onclick=x>\n"
+    html = site.to_html(text, tmp_path, ROOT / "ex01_linreg_numpy")
+    page = Page(html)
+    assert set(page.tags) == {"h1", "p", "math", "mrow", "mtext", "mi", "mo", "img", "details", "summary"}
+    assert page.values("src") == ["", ""]
+    assert not page.values("href")
+    assert "folded" in page.text
+    assert EVIL in page.text
+
+
+def test_site_refuses(tmp_path):
+    (tmp_path / "file").write_text("")
+    one_sentence(rampup("site", tmp_path / "file"), "cannot write the site to", "name another DIR")

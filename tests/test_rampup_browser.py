@@ -1,0 +1,268 @@
+"""The pages of `rampup` in a real browser: nothing is fetched or broken, and everybody can read and reach it."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from helpers import BUILT, train_py
+from playwright.sync_api import Error, sync_playwright
+
+from common.cli.html import diff_parts, render
+from common.cli.review import write_review
+from common.cli.site import write_site
+from common.curriculum import find_exercise
+
+BROWSERS = ("chromium", "google-chrome")
+PHONE, DESKTOP = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
+
+# Returns the texts whose contrast with what is behind them is below WCAG's AA: 4.5, or 3 where they are large.
+LOW_CONTRAST = """() => {
+  const numbers = (colour) => colour.match(/[\\d.]+/g).map(Number);
+  const light = ([r, g, b]) => [r, g, b].map((x) => x / 255)
+    .map((x) => x <= 0.04045 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, x, i) => sum + x * [0.2126, 0.7152, 0.0722][i], 0);
+  const behind = (element) => {
+    for (; element; element = element.parentElement) {
+      const colour = numbers(getComputedStyle(element).backgroundColor);
+      if (colour.length < 4 || colour[3] > 0) return colour;
+    }
+    return [255, 255, 255];
+  };
+  const low = [];
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  for (let node; (node = walker.nextNode());) {
+    const element = node.parentElement, style = getComputedStyle(element);
+    if (!node.data.trim() || !element.checkVisibility() || ["SCRIPT", "STYLE"].includes(element.tagName)) continue;
+    const [a, b] = [light(numbers(style.color)), light(behind(element))].sort((x, y) => y - x);
+    const size = parseFloat(style.fontSize), large = size >= 24 || size >= 18.66 && style.fontWeight >= 700;
+    const contrast = (a + 0.05) / (b + 0.05);
+    if (contrast < (large ? 3 : 4.5)) low.push(`${contrast.toFixed(2)} ${element.tagName}: ${node.data.slice(0, 40)}`);
+  }
+  return [low, light([255, 255, 255])];
+}"""
+WIDER_THAN_THE_SCREEN = "document.documentElement.scrollWidth > innerWidth"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Return Chromium, the system's or playwright's own; with neither the test is skipped, or fails if it must not."""
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    with sync_playwright() as driver:
+        try:
+            chromium = driver.chromium.launch(executable_path=path)
+        except Error as error:
+            reason = (
+                f"no Chromium: install the system's, or `playwright install chromium` ({str(error).splitlines()[0]})"
+            )
+            if os.environ.get("RAMPUP_REQUIRE_DATA"):
+                pytest.fail(f"RAMPUP_REQUIRE_DATA is set, but there is {reason}")
+            pytest.skip(reason)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def open_page(browser):
+    """Return a function that opens a file; after the test nothing may have gone wrong in it, nor left this machine."""
+    wrong, contexts = [], []
+
+    def request(request):
+        if not request.url.startswith(("file://", "data:")):
+            wrong.append(f"request: {request.url}")
+
+    def opened(path: Path, anchor: str = "", **options):
+        contexts.append(browser.new_context(**{"viewport": DESKTOP} | options))
+        page = contexts[-1].new_page()
+        page.on("console", lambda message: wrong.append(f"console: {message.text}"))
+        page.on("pageerror", lambda error: wrong.append(f"error: {error}"))
+        page.on("dialog", lambda dialog: (wrong.append(f"dialog: {dialog.message}"), dialog.accept()))
+        page.on("request", request)
+        page.goto(path.as_uri() + anchor)
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert wrong == []
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    """Return the site's pages, a diff and two reviews, one of a run that falls short, one of a folder without a run."""
+    folder = tmp_path_factory.mktemp("pages")
+    write_site(folder / "site")
+    texts = [train_py(number).read_text(encoding="utf-8") for number in (9, 10)]
+    (folder / "diff.html").write_text(
+        render("diff.html", names=["9", "10"], stat="", parts=diff_parts(*texts)), encoding="utf-8"
+    )
+    write_review(find_exercise(10), None, folder / "without_a_run.html", False)
+    mine = folder / "mine"
+    (mine / "out").mkdir(parents=True)
+    evil = "<script>alert(1)</script>"
+    source = train_py(4).read_text(encoding="utf-8").replace("x @ w", "x @ (2 * w)")
+    (mine / "train.py").write_text(source + f'"{evil}"\n# {"long" * 80}\n', encoding="utf-8")
+    shutil.copy(train_py(4).parent / "loss.png", mine / "out")
+    result = {"config": {"steps": 7}, "metrics": {"loss": 0.4, "accuracy": 0.5}, "baselines": {"ln 3": 1.1, evil: 1}}
+    (mine / "out" / "result.json").write_text(json.dumps(result))
+    (mine / "out" / "samples.txt").write_text(f"{evil}\n" * 100)
+    write_review(find_exercise(4), mine, folder / "review.html", False)
+    return folder
+
+
+def everything(pages: Path) -> list[Path]:
+    """Return all pages, of the lessons only the first and the last."""
+    lessons = [f"{BUILT[0].folder}.html", f"{BUILT[-1].folder}.html"]
+    return [
+        *pages.glob("*.html"),
+        *(p for p in (pages / "site").glob("*.html") if p.name[:2] != "ex" or p.name in lessons),
+    ]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("viewport", [PHONE, DESKTOP], ids=["phone", "desktop"])
+def test_every_page_can_be_read(pages, open_page, scheme, viewport):
+    for path in everything(pages):
+        page = open_page(path, "#L12" if path.name == "review.html" else "", color_scheme=scheme, viewport=viewport)
+        for details in page.locator("details").all():
+            details.evaluate("element => element.open = true")
+        low, white = page.evaluate(LOW_CONTRAST)
+        assert white == pytest.approx(1)
+        assert low == [], path.name
+        assert not page.evaluate(WIDER_THAN_THE_SCREEN), path.name
+        assert page.evaluate("[...document.images].every((image) => image.naturalWidth > 0)"), path.name
+        assert page.locator("h1").count() == 1
+
+
+@pytest.mark.parametrize("viewport", [PHONE, DESKTOP], ids=["phone", "desktop"])
+def test_maths_is_drawn_and_can_be_reached(pages, open_page, viewport):
+    for number in (1, 9, 11):
+        page = open_page(pages / "site" / f"{find_exercise(number).folder}.html", viewport=viewport)
+        for formula in page.locator("math").all():
+            box = formula.bounding_box()
+            assert box["width"] > 3
+            assert box["height"] > 5
+        # A formula that is wider than the page can be scrolled: nothing of it is cut off at its left or for ever.
+        cut = page.evaluate("""[...document.querySelectorAll('.maths')].filter((box) =>
+            [...box.children].some((maths) => {
+            const [outer, inner] = [box.getBoundingClientRect(), maths.getBoundingClientRect()];
+            return inner.left < outer.left - 1 || inner.right > outer.left + box.scrollWidth + 1; })).length""")
+        assert cut == 0
+
+
+def test_diff_rows_are_aligned(pages, open_page):
+    page = open_page(pages / "diff.html")
+    for details in page.locator("details").all():
+        details.evaluate("element => element.open = true")
+    edges = page.evaluate("""[...document.querySelectorAll('.diff tbody tr')].map((row) => [...row.cells].map((cell) =>
+        { const box = cell.getBoundingClientRect(); return [box.left, box.right, box.top, box.bottom]; }))""")
+    assert len(edges) > 200
+    for cells in edges:
+        assert [cell[:2] for cell in cells] == [cell[:2] for cell in edges[0]]  # the same columns in all stretches
+        assert len({tuple(cell[2:]) for cell in cells}) == 1  # old and new line at one height
+    left, right = edges[0][1], edges[0][3]
+    assert left[1] - left[0] == pytest.approx(right[1] - right[0], abs=1)  # two sides of equal width
+    assert page.locator("del").count() > 10
+    assert page.locator("ins").count() > 10
+
+
+def test_diff_on_a_phone_is_one_column(pages, open_page):
+    page = open_page(pages / "diff.html", viewport=PHONE)
+    changed = page.locator("tr.changed").first
+    old, new = changed.locator(".old").bounding_box(), changed.locator(".new").bounding_box()
+    assert new["y"] >= old["y"] + old["height"] - 1
+    assert old["x"] == new["x"]
+    same = page.locator("tr.same:visible").first
+    assert not same.locator(".old").is_visible()
+    assert same.locator(".new").is_visible()
+
+
+def test_folded_lines_open_by_the_keyboard(pages, open_page):
+    page = open_page(pages / "diff.html")
+    summary = page.locator("summary").first
+    row = page.locator("details tr").first
+    assert not row.is_visible()
+    summary.focus()
+    page.keyboard.press("Enter")
+    assert row.is_visible()
+
+
+@pytest.mark.parametrize("viewport", [PHONE, DESKTOP], ids=["phone", "desktop"])
+def test_anchor_opens_its_line(pages, open_page, viewport):
+    page = open_page(pages / "review.html", "#L90", viewport=viewport)
+    row = page.locator("#L90")
+    assert row.evaluate(
+        "row => { const box = row.getBoundingClientRect(); return box.top >= 0 && box.bottom <= innerHeight; }"
+    )
+    plain = page.locator("#L92").evaluate("row => getComputedStyle(row).backgroundColor")
+    assert row.evaluate("row => getComputedStyle(row).backgroundColor") != plain
+
+
+@pytest.mark.parametrize("viewport", [PHONE, DESKTOP], ids=["phone", "desktop"])
+def test_comments_by_the_keyboard(pages, open_page, viewport):
+    page = open_page(pages / "review.html", viewport=viewport)
+    page.locator("#L12 .number a").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_function("document.activeElement.role === 'textbox'")
+    page.keyboard.type("why <b>12</b>?")
+    page.locator("#L20 .number a").click()
+    page.wait_for_function("document.activeElement.closest('tr').id === 'L20'")
+    page.keyboard.type("good")
+    page.locator("#copy").focus()
+    page.keyboard.press("Enter")
+    assert page.locator("#comments").input_value() == "train.py:12: why <b>12</b>?\ntrain.py:20: good"
+    assert page.locator(".comment b").count() == 0
+
+
+def test_keyboard_reaches_everything(pages, open_page):
+    for path in (pages / "review.html", pages / "site" / "index.html", pages / "site" / f"{BUILT[8].folder}.html"):
+        page = open_page(path)
+        wanted = page.evaluate("""() => {
+            window.seen = new Set();
+            addEventListener('focusin', (event) => seen.add(event.target));
+            const all = [...document.querySelectorAll('a[href], button, summary')];
+            return all.filter((element) => element.checkVisibility()).length;
+        }""")
+        for i in range(wanted + 40):
+            page.keyboard.press("Tab")
+            if i == 0:
+                assert page.evaluate("document.activeElement.className") == "skip"
+                assert page.locator(".skip").bounding_box()["x"] >= 0  # it shows once it has the focus
+            if page.evaluate("document.activeElement === document.body"):
+                break
+        reached = page.evaluate("[...seen].filter((e) => e.matches('a[href], button, summary')).length")
+        assert reached == wanted, path.name
+        outline = page.evaluate("""() => { const a = document.querySelector('main a'); a.focus();
+            return getComputedStyle(a).outlineWidth; }""")
+        assert outline == "3px"
+
+
+def test_print(pages, open_page):
+    for name in ("review.html", f"site/{BUILT[8].folder}.html"):
+        page = open_page(pages / name, viewport={"width": 720, "height": 1000})  # A4 less its margins
+        page.emulate_media(media="print")
+        assert not page.evaluate(WIDER_THAN_THE_SCREEN)
+        assert not page.locator("nav").first.is_visible()
+        assert page.pdf(format="A4").startswith(b"%PDF")
+        if name == "review.html":
+            assert page.locator("#L12 .comment").is_visible()  # room for a pen
+            old, new = (page.locator(f"tr.changed {side}").first.bounding_box() for side in (".old", ".new"))
+            assert old["y"] == new["y"]  # side by side on paper
+        else:
+            assert page.locator(".prose details p").first.bounding_box()["height"] > 10  # answers are printed, too
+
+
+def test_nothing_of_a_stranger_runs(pages, browser):
+    page = browser.new_page()
+    page.goto((pages / "review.html").as_uri())
+    assert page.locator("script").count() == 1
+    assert page.get_by_text("<script>alert(1)</script>").count() >= 3
+    # Even a script that got in would be stopped by the page's own policy.
+    page.evaluate("""() => {
+        const script = document.createElement('script');
+        script.textContent = 'window.ran = true';
+        document.body.append(script);
+    }""")
+    assert page.evaluate("window.ran") is None
+    page.close()
