@@ -197,15 +197,15 @@ with clean_exit():
 
 
 def processes(*words):
-    """Return the command lines of running processes that hold all these words."""
+    """Return the command lines of running processes that hold all these words; those that ended and wait are left out."""
     lines = subprocess.run(["ps", "-wweo", "pid,ppid,pgid,args"], capture_output=True, text=True).stdout.splitlines()
-    return [line for line in lines if all(word in line for word in words)]
+    return [line for line in lines if "<defunct>" not in line and all(word in line for word in words)]
 
 
 def wait_until(condition, seconds=120.0):
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end
+        assert time.monotonic() < end, processes("forkserver")
         time.sleep(0.02)
 
 
