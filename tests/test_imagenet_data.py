@@ -197,7 +197,7 @@ with clean_exit():
 
 
 def processes(*words):
-    """Return the command lines of running processes that hold all these words; those that ended and wait are left out."""
+    """Return the command lines of running processes, not of ended ones, that hold all these words."""
     lines = subprocess.run(["ps", "-wweo", "pid,ppid,pgid,args"], capture_output=True, text=True).stdout.splitlines()
     return [line for line in lines if "<defunct>" not in line and all(word in line for word in words)]
 
