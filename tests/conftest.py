@@ -1,16 +1,25 @@
 """Set-up of all tests: one thread each, nothing carried from one test to the next, real data or a reason."""
 
+import atexit
 import os
+import shutil
 import sys
+import tempfile
 
 # Before torch is imported: the tests share the cores, and one thread gives the same numbers every time.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# Before JAX is: what one test or the program that it runs has compiled, the next need not compile again.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
 
 import pytest
 import torch
 
 from common import data
 from common.curriculum import ROOT
+
+atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)
