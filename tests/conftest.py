@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from common import data
+from common.curriculum import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +32,29 @@ def mnist():
 def shakespeare():
     """Return the real Tiny Shakespeare, likewise."""
     return _require(data.shakespeare)
+
+
+@pytest.fixture(scope="session")
+def photographs():
+    """Return the folder of a sample of ImageNet: train and val of ten classes, and 40 files of the original size."""
+
+    def find():
+        folder = data.data_dir() / "imagenet_sample"
+        if not folder.is_dir():
+            raise data.DataError(f"{folder}, a sample of ImageNet's photographs, is missing")
+        return folder
+
+    return _require(find)
+
+
+@pytest.fixture
+def reference(monkeypatch):
+    """Return tests/gpu/reference.py as a module."""
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "gpu"))
+    import reference
+
+    monkeypatch.delitem(sys.modules, "reference")
+    return reference
 
 
 def _require(read):

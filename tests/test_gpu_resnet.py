@@ -3,7 +3,6 @@
 import inspect
 import json
 import math
-import sys
 import time
 from itertools import islice
 from pathlib import Path
@@ -327,9 +326,9 @@ def test_bfloat16():
 
 def test_presets(monkeypatch):
     ex = load(14)
-    assert ex.preset("cpu") == ex.Config()
+    assert ex.preset(ex.Config(device="cpu")) == ex.Config()
     monkeypatch.setattr(ex, "jax_device", lambda name: SimpleNamespace(platform="gpu"))
-    gpu = ex.preset("auto")
+    gpu = ex.preset(ex.Config())
     assert gpu.steps % gpu.steps_per_call == 0
     assert gpu.steps_per_call * gpu.batch_size == 60_000  # an epoch
     assert (gpu.precision, gpu.out) == ("bfloat16", ex.Config().out)
@@ -380,15 +379,6 @@ def test_dry_run_of_a_call_of_many_steps(tmp_path):
     assert list(read_metrics(tmp_path)["train", "loss"]) == [0, 1, 2]
 
 
-@pytest.fixture
-def reference(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "tests" / "gpu"))
-    import reference
-
-    monkeypatch.delitem(sys.modules, "reference")
-    return reference
-
-
 def test_gpu_reference_changes(reference, capsys):
     """The measurements run on a CPU, too, and every row has its place in the README."""
     reference.main(reference.Config(exercises=(14,), tables=("changes",), dry_run=True))
@@ -407,7 +397,7 @@ def test_gpu_reference_targets(reference, monkeypatch, capsys):
 
     def in_place_of_training(command, **options):
         out, flags = Path(command[command.index("--out") + 1]), command[2:]
-        config = tyro.cli(ex.Config, default=ex.preset("auto"), args=flags)
+        config = tyro.cli(ex.Config, default=ex.preset(ex.Config()), args=flags)
         assert config.seeds == 20
         assert config.steps % config.steps_per_call == 0
         assert config.eval_every >= config.steps  # the clock is not stopped on the way

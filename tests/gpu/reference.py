@@ -1,12 +1,15 @@
 """Measure the exercises that are made for a GPU, on a machine that has one, and print the tables of their READMEs.
 
-    python tests/gpu/reference.py 14
+    python tests/gpu/reference.py 14 15
 
 Nothing else should run on the machine. `--dry-run` makes a few steps of everything on a small network, also on a CPU,
-to see that it works. On a CPU, `--tables changes --steps-per-call 2` measures the second table alone.
+to see that it works. On a CPU, `--tables changes --steps-per-call 2` measures 14's second table alone. How fast 15's
+loader is by itself, tests/bench/loader.py says; here it decodes the 40 photographs of original size in
+data/imagenet_sample/fullres, packed as ImageNet is, over and over, unless --data names others.
 """
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -24,6 +27,7 @@ import tyro
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from helpers import load, train_py
 
+from common.data import data_dir
 from common.record import clean_exit, jax_device
 
 TARGETS = {  # of exercise 14: what is asked, and the flags for it
@@ -31,12 +35,22 @@ TARGETS = {  # of exercise 14: what is asked, and the flags for it
     "99.5 % in 1 s (the preset)": "",
     "99.65 % in 6 s": "--steps 6000 --eval-every 6000 --rotate 10 --scale 0.1 --shear 0.1 --shift 2",
 }
+SPEEDS = {  # of exercise 15, at its GPU preset: what is measured, and the flags for it
+    "the device alone": "--dummy-data",
+    "with photographs": "",
+    "the device alone, at 160 pixels": "--dummy-data --train-size 160",
+    "with photographs, at 160 pixels": "--train-size 160",
+}
+IMAGENET = 1_281_167  # training images
+TABLES = {14: ("targets", "changes"), 15: ("speed",)}
 
 
 @dataclass
 class Config:
-    exercises: tyro.conf.Positional[tuple[int, ...]]  # numbers of the exercises: 14
-    tables: tuple[Literal["targets", "changes"], ...] = ("targets", "changes")  # which tables
+    exercises: tyro.conf.Positional[tuple[int, ...]]  # numbers of the exercises: 14, 15
+    tables: tuple[Literal["targets", "changes", "speed"], ...] = ("targets", "changes", "speed")  # which of theirs
+    data: str = ""  # the photographs of "speed", as exercise 15's --data; without it, the sample's
+    steps: int = 1000  # of each run of "speed": so many that what lies ready at the start does not matter
     seeds: int = 20  # runs of each target
     seconds: float = 3.0  # that each change is timed for in a round, at least
     rounds: int = 3  # of all changes, one after the other; the best of each counts
@@ -150,12 +164,47 @@ def changes(config):
     print(f"\nbest of {config.rounds} rounds in turn; {limit}; {device.device_kind}; jax {jax.__version__}\n")
 
 
+def link_photographs(folder):
+    """Fill an image folder with links to the sample's photographs of original size, thirty to each."""
+    photographs = sorted((data_dir() / "imagenet_sample" / "fullres").resolve().glob("*/*"))
+    for split in ("train", "val"):
+        (folder / split / "all").mkdir(parents=True)
+        for i in range(30 * len(photographs)):
+            path = photographs[i % len(photographs)]
+            (folder / split / "all" / f"{i}{path.suffix}").symlink_to(path)
+
+
+def speed(config):
+    """Print how many images a second exercise 15 trains on, the share that decoding leaves of them, and hours."""
+    print("| | images per second | of the device alone | 16 epochs of ImageNet | 90 epochs |\n|---|---|---|---|---|")
+    alone = None
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        link_photographs(folder / "photographs")
+        for name, flags in SPEEDS.items():
+            flags = f"{flags} --data {config.data or folder / 'photographs'} --steps {config.steps}"
+            flags += f" --eval-every {config.steps} --out {folder / 'out'}"
+            if config.dry_run:
+                flags += " --dry-run --depth 18 --channels 2 --batch-size 8 --size 32 --train-size 32 --workers 0"
+            environment = os.environ | ({} if config.data else {"RAMPUP_DATA": str(folder)})
+            command = [sys.executable, train_py(15), *flags.split()]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
+            result = json.loads((folder / "out" / "result.json").read_text())
+            rate = result["metrics"]["images_per_second"]
+            alone = rate if "--dummy-data" in flags else alone
+            hours = [f"{epochs * IMAGENET / rate / 3600:.1f} h" for epochs in (16, 90)]
+            print(f"| {name} | {rate:,.0f} | {rate / alone:.0%} | {' | '.join(hours)} |", flush=True)
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    print(f"\n{config.steps} steps; {result['device']}; {versions}; commit {result['commit']}\n")
+
+
 def main(config: Config) -> None:
     if config.dry_run:
         config.seeds = 2
-    assert config.exercises == (14,), "so far there is only exercise 14"
-    for table in config.tables:
-        {"targets": targets, "changes": changes}[table](config)
+    for number in config.exercises:
+        for table in TABLES[number]:
+            if table in config.tables:
+                {"targets": targets, "changes": changes, "speed": speed}[table](config)
 
 
 if __name__ == "__main__":
