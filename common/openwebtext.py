@@ -8,6 +8,7 @@ numbers: the documents in the order of a fixed shuffle, an end-of-text token aft
 
 import hashlib
 import json
+import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -41,7 +42,7 @@ def read(path: Path | None = None, whole: bool = False, val_share: float | None 
     """
     if dry_run:
         words = np.random.default_rng(0).integers(0, 256, 600_000, np.uint16)
-        return words[:-17_000], words[-17_000:], encoding(dry_run)
+        return words[:-9_000], words[-9_000:], encoding(dry_run)
     folder = data_dir() / "openwebtext" / _name(path, whole, val_share)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -107,7 +108,7 @@ def prepare(folder: Path, documents, val_share: float | None, whole: bool) -> No
     """Write train.bin, val.bin and, at last, tokens.json with their numbers of tokens into a folder."""
     count = len(documents)
     share = val_share or (0.0005 if count >= 100_000 else 0.02)
-    if not 1 <= share * count <= count - 1:
+    if not 0 < math.ceil(share * count) < count:
         raise DataError(f"{count} documents are too few to take a share of {share} for validation: set --val-share")
     splits = documents.train_test_split(test_size=share, seed=2357, shuffle=True)
     counts = {
@@ -161,7 +162,9 @@ def open_tokens(path: Path, count: int) -> np.ndarray:
     size = path.stat().st_size if path.exists() else 0
     if size != 2 * count or not count:
         raise DataError(f"{path} has {size} bytes, not {2 * count}: delete the folder {path.parent} and run again")
-    return np.memmap(path, np.uint16, "r")
+    words = np.memmap(path, np.uint16, "r")
+    _check(words[-10_000_000:], path)  # the rest when it is read
+    return words
 
 
 def windows(words: np.ndarray, starts: list[int], size: int) -> np.ndarray:
@@ -169,13 +172,16 @@ def windows(words: np.ndarray, starts: list[int], size: int) -> np.ndarray:
 
     A memory-mapped file is opened anew: else every page that was ever read would count as memory of this process.
     """
-    name = getattr(words, "filename", "the dry run")
-    if isinstance(words, np.memmap):
-        words = np.memmap(words.filename, words.dtype, "r")
-    rows = np.stack([words[start : start + size] for start in starts]).astype(np.int64)  # (B, size)
-    if rows.max() > END_OF_TEXT:
-        raise DataError(f"{name} holds {rows.max()}, which is no token: delete its folder and run again")
-    return rows
+    path = getattr(words, "filename", None)
+    words = np.memmap(path, np.uint16, "r") if path else words
+    rows = np.stack([words[start : start + size] for start in starts])  # (B, size)
+    _check(rows, path)
+    return rows.astype(np.int64)
+
+
+def _check(words: np.ndarray, path: Path) -> None:
+    if words.max() > END_OF_TEXT:
+        raise DataError(f"{path} holds {words.max()}, which is no token: delete the folder it is in and run again")
 
 
 def write_json(path: Path, content: dict) -> None:

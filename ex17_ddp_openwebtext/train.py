@@ -280,9 +280,6 @@ def flops_per_word(config, model):
 def main(config: Config) -> dict[str, float]:
     torch.manual_seed(config.seed)  # for what torch itself draws at random
     rank, world, device = torch_run.place(torch_device(config.device))  # of this process; world is R
-    if world > 1:
-        with torch_run.meeting(config.timeout) as timeout:
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
     train_words, val_words, vocab = openwebtext.read(config.data, config.whole, config.val_share, config.dry_run)
     x_val, y_val = make_data(config, train_words, val_words, device)
     n = len(train_words) - config.block_size  # places where a sample can begin
@@ -307,6 +304,9 @@ def main(config: Config) -> dict[str, float]:
     assert words == config.batch_size * config.block_size  # whatever the number of processes
     print(f"step: {words} words = {world} processes x {parts} parts x {rows // parts} samples x {config.block_size}")
 
+    if world > 1:
+        with torch_run.meeting(config.timeout) as timeout:
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
     model = Transformer(config, VOCAB_SIZE).to(device)
     model.bfloat16 = config.bfloat16 and torch_run.has_bfloat16(device)
     print(f"preset {config.preset}, but for your flags; {device}, {'bfloat16' if model.bfloat16 else 'float32'}")

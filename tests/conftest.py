@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from common import data
+from common import openwebtext as openwebtext_data
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +32,24 @@ def mnist():
 def shakespeare():
     """Return the real Tiny Shakespeare, likewise."""
     return _require(data.shakespeare)
+
+
+@pytest.fixture(scope="session")
+def _tokens(tmp_path_factory):
+    return tmp_path_factory.mktemp("tokens")
+
+
+@pytest.fixture
+def openwebtext(_tokens, monkeypatch):
+    """Return the folder of the 1,000 sample documents; their tokens go to a folder of the tests, not into data/."""
+    folder = data.data_dir() / "openwebtext_sample"
+    monkeypatch.setenv(
+        "TIKTOKEN_CACHE_DIR", os.environ.get("TIKTOKEN_CACHE_DIR", str(data.data_dir() / "tiktoken_cache"))
+    )
+    monkeypatch.setenv("RAMPUP_DATA", str(_tokens))
+    _require(openwebtext_data.encoding)
+    _require(lambda: openwebtext_data._files(folder))
+    return folder
 
 
 def _require(read):

@@ -116,6 +116,8 @@ def test_loss_that_is_not_finite_stops_the_run(number, tmp_path, request):
     if number >= 7:
         request.getfixturevalue("mnist")
         device = ("--device", "cpu")
+    if number == 17:
+        device += ("--data", request.getfixturevalue("openwebtext"))
     result = run(number, "--learning-rate", "1e38", "--eval-every", 10**6, "--out", tmp_path, *device)
     if number == 4:  # whose gradients are bounded, and whose log-softmax is finite for logits of any size
         assert result.returncode == 0
