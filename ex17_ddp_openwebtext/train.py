@@ -250,9 +250,10 @@ def sample(model, words, config, vocab):
 
 
 def learning_rate(config, step):
-    """Return the step size: a straight line up to the warm-up's end, times half a cosine down to its last share."""
+    """Return the step size: a straight line up to the warm-up's end, then half a cosine down to its last share."""
     warmup = min(1, (step + 1) / config.warmup_steps)
-    cosine = (1 + math.cos(math.pi * step / config.steps)) / 2
+    progress = max(0, step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    cosine = (1 + math.cos(math.pi * progress)) / 2
     return config.learning_rate * warmup * (config.decay_to + (1 - config.decay_to) * cosine)
 
 

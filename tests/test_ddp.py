@@ -86,6 +86,10 @@ def wait_for(condition, limit=120):
         time.sleep(0.01)
 
 
+def step_of(out):
+    return torch.load(out / "checkpoint.pt", weights_only=True)["step"]
+
+
 def flags_of(out, data, *more):
     return [*FLAGS, "--data", data, "--steps", STEPS, "--eval-every", EVERY, "--out", out, *more]
 
@@ -101,7 +105,7 @@ def two_processes(two, openwebtext):
     """Return the folder of an unbroken run with two processes; beside it, as "cut", what it was after some steps."""
 
     def keep(process):
-        wait_for(lambda: (two / "checkpoint.pt").exists() and torch_run.load(two / "checkpoint.pt")["step"] >= EVERY)
+        wait_for(lambda: (two / "checkpoint.pt").exists() and step_of(two) >= EVERY)
         shutil.copytree(two, two.parent / "cut", ignore=lambda *_: [".lock"])
 
     if not two.exists():
@@ -124,7 +128,7 @@ def test_one_process_equals_two(ex, openwebtext, two_processes, tmp_path):
 
 def test_resume_with_another_number_of_processes(ex, openwebtext, two_processes, tmp_path):
     shutil.copytree(two_processes.parent / "cut", tmp_path / "out")
-    assert EVERY <= torch_run.load(tmp_path / "out" / "checkpoint.pt")["step"] < STEPS
+    assert EVERY <= step_of(tmp_path / "out") < STEPS
     train(ex, tmp_path / "out", data=openwebtext, steps=STEPS, eval_every=EVERY, resume="yes")
     assert losses(tmp_path / "out") == pytest.approx(losses(two_processes), abs=1e-5)
 
@@ -392,6 +396,6 @@ def test_presets(ex, monkeypatch):
 
 def test_unwrapped_model_is_saved(two_processes):
     """A checkpoint of two processes has the names of one."""
-    names = set(torch_run.load(two_processes / "checkpoint.pt")["model"])
+    names = set(torch.load(two_processes / "checkpoint.pt")["model"])
     assert "embedding.weight" in names
     assert not any(name.startswith(("module.", "_orig_mod.")) for name in names)
