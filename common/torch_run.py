@@ -136,14 +136,21 @@ def place(device) -> tuple[int, int, object]:
 
 @contextmanager
 def meeting(seconds: int) -> Iterator[timedelta]:
-    """Give what torch takes for a timeout, and raise UserError where the processes have not met by then."""
+    """Give what torch takes for a timeout, and raise UserError where the processes have not met by then.
+
+    torchrun keeps the store where they meet when it starts again, with the old addresses in it, unless an environment
+    variable forbids it (github.com/pytorch/pytorch/issues/135712).
+    """
     address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    advice = "start all of them, with the same address, or give them longer with --timeout"
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
+        advice = "set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun, else it mixes up its attempts"
     try:
         yield timedelta(seconds=seconds)
     except RuntimeError as error:  # torch's DistError is one
         raise UserError(
             f"process {os.environ.get('RANK')} did not meet the others at {address} within {seconds} seconds "
-            f"({type(error).__name__}): start all of them, with the same address, or give them longer with --timeout"
+            f"({type(error).__name__}): {advice}"
         ) from None
 
 

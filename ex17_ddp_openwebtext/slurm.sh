@@ -12,6 +12,7 @@ cd "$SLURM_SUBMIT_DIR" || exit 1
 address=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 resume=auto
 if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ]; then resume=yes; fi
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 # see common/torch_run.py
 srun torchrun --nnodes "$SLURM_NNODES" --nproc-per-node 8 --max-restarts 3 \
     --rdzv-backend c10d --rdzv-endpoint "$address:29500" --rdzv-id "$SLURM_JOB_ID" \
     ex17_ddp_openwebtext/train.py --resume "$resume" "$@"

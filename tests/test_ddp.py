@@ -20,7 +20,7 @@ from common import openwebtext as owt
 from common.record import Run
 
 SMALL = {"block_size": 16, "channels": 16, "layers": 2, "heads": 2, "batch_size": 8, "sample_words": 3}
-SMALL |= {"device": "cpu", "bfloat16": False, "learning_rate": 0.01, "warmup_steps": 5}
+SMALL |= {"device": "cpu", "bfloat16": False, "learning_rate": 0.002, "warmup_steps": 5, "val_share": 0.002}
 FLAGS = [f"--{'' if value is not False else 'no-'}{name.replace('_', '-')}" for name, value in SMALL.items()]
 FLAGS = [
     part for flag, value in zip(FLAGS, SMALL.values()) for part in ([flag, value] if value is not False else [flag])
@@ -56,6 +56,7 @@ def torchrun(processes, *flags, during=None, limit=150, restarts=0):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     command += [f"--max-restarts={restarts}", "--monitor-interval=0.1", train_py(17), *flags]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    options["env"] = os.environ | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # see common/torch_run.py
     process = subprocess.Popen([str(part) for part in command], **options)
     try:
         if during:
@@ -83,7 +84,7 @@ def wait_for(condition, limit=120):
     deadline = time.monotonic() + limit
     while not condition():
         assert time.monotonic() < deadline
-        time.sleep(0.01)
+        time.sleep(0.05)
 
 
 def step_of(out):
@@ -121,7 +122,7 @@ def test_one_process_equals_two(ex, openwebtext, two_processes, tmp_path):
     for split in ("train", "validation"):
         assert losses(two_processes, split) == pytest.approx(losses(tmp_path, split), abs=1e-5)
     assert len(losses(tmp_path)) == STEPS
-    assert losses(tmp_path)[-1] < losses(tmp_path)[0] - 1  # it has learned something meanwhile
+    assert losses(tmp_path)[-1] < losses(tmp_path)[0] - 0.3  # it has learned something meanwhile
     accuracy = [read_metrics(out)["validation", "accuracy"] for out in (two_processes, tmp_path)]
     assert accuracy[0] == pytest.approx(accuracy[1], abs=1e-4)
 
@@ -193,8 +194,8 @@ def test_16_equals_17(ex, tokens, monkeypatch, tmp_path):
     monkeypatch.setattr(torch_run, "has_bfloat16", lambda device: False)
     monkeypatch.setattr(ex, "VOCAB_SIZE", 300)
     monkeypatch.setattr(ex, "make_optimizers", lambda *args: [old.make_optimizer(*args)])
-    fields = {name: value for name, value in SMALL.items() if name not in ("bfloat16", "sample_words")}
-    fields |= {"steps": 30, "eval_every": 10, "sample_words": 3}
+    fields = {name: value for name, value in SMALL.items() if name not in ("bfloat16", "val_share")}
+    fields |= {"steps": 30, "eval_every": 10}
     old.main(old.Config(out=tmp_path / "16", prompt="a", **fields))
     ex.main(ex.Config(out=tmp_path / "17", prompt="a", bfloat16=False, **fields))
     for split in ("train", "validation"):
@@ -260,7 +261,7 @@ def test_initial_loss_is_ln_v(openwebtext, tmp_path):
     assert losses(tmp_path)[0] == pytest.approx(np.log(50_257), abs=0.1)
     val = losses(tmp_path, "validation")
     assert val[0] == pytest.approx(np.log(50_257), abs=0.1)
-    assert val[1] < val[0] - 2
+    assert val[1] < val[0] - 0.5
     assert "speed: " in result.stdout
     assert "  words/s " in result.stdout
 
@@ -287,9 +288,11 @@ def test_muon(ex, tokens, tmp_path):
     weight = model.blocks[0].up.weight
     before = weight.detach().clone()
     ex.loss_fn(model(torch.randint(300, (4, 16))), torch.randint(300, (4, 16))).backward()
+    gradient = torch.linalg.svdvals(weight.grad)
     muon.step()
-    singular = torch.linalg.svdvals(before * (1 - 0.01 * 0.1) - weight.detach())  # of the step, without decay
-    assert singular.min() > 0.5 * singular.max()  # all directions by about the same length
+    singular = torch.linalg.svdvals(before * (1 - 0.002 * 0.1) - weight.detach())  # of the step, without decay
+    assert singular.min() / singular.max() > 2 * gradient.min() / gradient.max()  # all directions about the same
+    assert singular.median() / singular.max() > 0.6
     train(ex, tmp_path, steps=4, eval_every=2, muon=True)
     whole = losses(tmp_path)
     train(ex, tmp_path, steps=6, eval_every=2, muon=True, resume="yes")
