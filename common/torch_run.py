@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -51,7 +51,7 @@ def write(state: dict, path: Path) -> None:
 
 
 def load(kind, path: Path) -> dict:
-    """Return what `save` wrote, on the CPU, with the flags as a config of the dataclass `kind`.
+    """Return what `save` wrote, on the CPU, with the flags that it knows as a config of the dataclass `kind`.
 
     Raises UserError where there is no such file, or where it is damaged, of another program, or a pickle that would run
     code: torch reads tensors and plain values alone.
@@ -60,7 +60,7 @@ def load(kind, path: Path) -> dict:
 
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        flags = state["config"]
+        flags = {field.name: state["config"][field.name] for field in fields(kind) if field.name in state["config"]}
         paths = {name: Path(flags[name]) for name in ("text", "data") if flags.get(name)}
         state["config"] = kind(**flags | paths)
     except FileNotFoundError:

@@ -397,6 +397,14 @@ def test_presets(ex, monkeypatch):
     assert not big.bias
 
 
+def test_sample_py_of_16(two_processes):
+    script = train_py(16).parent / "sample.py"
+    flags = ["--checkpoint", two_processes / "best.pt", "--prompt", "The end", "--length", "20", "--device", "cpu"]
+    result = subprocess.run([sys.executable, script, *flags], capture_output=True, text=True, timeout=100)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("--- sample 1\nThe end")
+
+
 def test_unwrapped_model_is_saved(two_processes):
     """A checkpoint of two processes has the names of one."""
     names = set(torch.load(two_processes / "checkpoint.pt")["model"])
