@@ -82,7 +82,14 @@ class Config:
 
 
 PRESETS = {  # what differs from the defaults above
-    "laptop": {"batch_size": 16, "steps": 800, "learning_rate": 0.004, "eval_every": 200},
+    "laptop": {
+        "layers": 2,
+        "batch_size": 16,
+        "micro_batch": 2,
+        "steps": 1_000,
+        "learning_rate": 0.004,
+        "decay_to": 0.0,
+    },
     "gpt2": {  # nanoGPT's config/train_gpt2.py: 480 x 1,024 = 491,520 tokens a step
         **{"block_size": 1024, "layers": 12, "heads": 12, "channels": 768, "batch_size": 480, "compile": True},
         **{"steps": 600_000, "learning_rate": 6e-4, "warmup_steps": 2_000, "eval_every": 2_000, "whole": True},

@@ -175,7 +175,7 @@ def their_losses(checkout: Path, ex, config) -> list[float]:
         for part in parts:
             x, y = ex.read_samples(config, words, part, device)
             with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-                loss = model(x, y)[1] * len(part) / config.batch_size
+                loss = model(x, y.contiguous())[1] * len(part) / config.batch_size
             loss.backward()
             total += loss.item()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
