@@ -112,7 +112,7 @@ def two_processes(two, openwebtext):
     if not two.exists():
         result = torchrun(2, *flags_of(two, openwebtext), during=keep)
         assert result.returncode == 0, result.stdout
-        assert "step: 128 words = 2 processes x 1 parts x 4 samples x 16" in result.stdout
+        assert "step: 128 words = 2 processes x 2 parts x 2 samples x 16" in result.stdout
         assert result.stdout.count("result: ") == result.stdout.count("data: ") == 1  # one of them speaks
     return two
 
@@ -197,7 +197,7 @@ def test_16_equals_17(ex, tokens, monkeypatch, tmp_path):
     fields = {name: value for name, value in SMALL.items() if name not in ("bfloat16", "val_share")}
     fields |= {"steps": 30, "eval_every": 10}
     old.main(old.Config(out=tmp_path / "16", prompt="a", **fields))
-    ex.main(ex.Config(out=tmp_path / "17", prompt="a", bfloat16=False, **fields))
+    ex.main(ex.Config(out=tmp_path / "17", prompt="a", bfloat16=False, micro_batch=8, **fields))
     for split in ("train", "validation"):
         assert losses(tmp_path / "17", split) == pytest.approx(losses(tmp_path / "16", split), abs=1e-6)
     assert len(losses(tmp_path / "17")) == 30
