@@ -7,7 +7,8 @@
 `datasets.map` with a process for each core, then the file from the Arrow table that holds the tokens. Of both it tells
 the most memory that was not a file's, all processes together. `losses` trains exercise 17 as it is, and nanoGPT's model
 with nanoGPT's optimizer, schedule and clipping, from the same weights on the same batches, and tells how far apart the
-losses of a step are. The defaults are a small model in float32, so that a CPU can do it.
+losses of a step are; nanoGPT's learning rate rises a little later than ours, by 1 / (warm-up + 1), and with
+`--same-rate` it is given ours. The defaults are a small model in float32, so that a CPU can do it.
 """
 
 import contextlib
@@ -41,9 +42,8 @@ class Config:
     documents: Path = data.data_dir() / "openwebtext_sample"  # to tokenise, or to train on
     copies: int = 20  # of the documents
     steps: int = 200  # updates
-    flags: str = (
-        "--block-size 64 --layers 4 --heads 4 --channels 64 --batch-size 16 --no-bfloat16 --learning-rate 0.003"
-    )
+    same_rate: bool = False  # nanoGPT's model takes our learning rates
+    flags: str = "block-size=64 layers=4 heads=4 channels=32 batch-size=8 no-bfloat16 learning-rate=0.003"  # of both
 
 
 def many_documents(folder: Path, into: Path, copies: int) -> Path:
@@ -152,7 +152,7 @@ def their_model(checkout: Path, config, model):
     return theirs
 
 
-def their_losses(checkout: Path, ex, config) -> list[float]:
+def their_losses(checkout: Path, ex, config, same_rate: bool) -> list[float]:
     """Train nanoGPT's model as its train.py does, on the batches of ours, and return the loss of every step."""
     torch.manual_seed(config.seed)
     device = torch_device(config.device)
@@ -170,7 +170,7 @@ def their_losses(checkout: Path, ex, config) -> list[float]:
             share = (step - config.warmup_steps) / (config.steps - config.warmup_steps)
             rate = least + (config.learning_rate - least) * (1 + np.cos(np.pi * share)) / 2
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = ex.learning_rate(config, step) if same_rate else rate
         parts, total = next(indices).split(config.micro_batch), 0.0
         for part in parts:
             x, y = ex.read_samples(config, words, part, device)
@@ -185,7 +185,7 @@ def their_losses(checkout: Path, ex, config) -> list[float]:
     return losses
 
 
-def losses(checkout: Path | None, args: list[str]) -> None:
+def losses(checkout: Path | None, args: list[str], same_rate: bool = False) -> None:
     """Train exercise 17 with flags, and nanoGPT beside it, and print the losses and how far apart they are."""
     ex = load(17)
     default, _ = tyro.cli(ex.defaults, add_help=False, return_unknown_args=True, args=args)
@@ -194,7 +194,7 @@ def losses(checkout: Path | None, args: list[str]) -> None:
         with contextlib.redirect_stdout(io.StringIO()):
             ex.main(config)
         ours = np.array(list(read_metrics(Path(out))["train", "loss"].values()))
-    theirs = np.array(their_losses(checkout, ex, config)) if checkout else ours
+    theirs = np.array(their_losses(checkout, ex, config, same_rate)) if checkout else ours
     words = config.batch_size * config.block_size
     print(f"{len(ours)} steps of {words} tokens, the same weights and batches; {torch_device(config.device)}")
     print("| step | exercise 17 | nanoGPT | difference |\n|---|---|---|---|")
@@ -208,7 +208,8 @@ def main(config: Config) -> None:
         tokenise(config)
     else:
         path = ["--data", str(config.documents), "--steps", str(config.steps), "--eval-every", str(10**6)]
-        losses(config.checkout, [*path, "--sample-words", "1", *config.flags.split()])
+        flags = ["--" + flag for flag in config.flags.split()]
+        losses(config.checkout, [*path, "--sample-words", "1", *flags], config.same_rate)
 
 
 if __name__ == "__main__":
