@@ -50,7 +50,7 @@ class Config:
     bias: bool = False  # biases in linear layers and norms
     dropout: float = 0.0  # share of the embeddings and hidden units that is set to 0 in training
     batch_size: int = 12  # samples per step of all processes together, B
-    micro_batch: int = 2  # most samples that a process takes at once: what its memory has room for
+    micro_batch: int = 4  # most samples that a process takes at once: what its memory has room for
     steps: int = 2_000  # updates of the parameters
     learning_rate: float = 0.001  # largest step size of AdamW
     warmup_steps: int = 100  # steps in which it rises to that; then it falls along a half cosine

@@ -20,7 +20,14 @@ from common import openwebtext as owt
 from common.record import Run
 
 SMALL = {"block_size": 16, "channels": 16, "layers": 2, "heads": 2, "batch_size": 8, "sample_words": 3}
-SMALL |= {"device": "cpu", "bfloat16": False, "learning_rate": 0.002, "warmup_steps": 5, "val_share": 0.002}
+SMALL |= {
+    "device": "cpu",
+    "bfloat16": False,
+    "learning_rate": 0.002,
+    "warmup_steps": 5,
+    "val_share": 0.002,
+    "micro_batch": 2,
+}
 FLAGS = [f"--{'' if value is not False else 'no-'}{name.replace('_', '-')}" for name, value in SMALL.items()]
 FLAGS = [
     part for flag, value in zip(FLAGS, SMALL.values()) for part in ([flag, value] if value is not False else [flag])
@@ -194,7 +201,7 @@ def test_16_equals_17(ex, tokens, monkeypatch, tmp_path):
     monkeypatch.setattr(torch_run, "has_bfloat16", lambda device: False)
     monkeypatch.setattr(ex, "VOCAB_SIZE", 300)
     monkeypatch.setattr(ex, "make_optimizers", lambda *args: [old.make_optimizer(*args)])
-    fields = {name: value for name, value in SMALL.items() if name not in ("bfloat16", "val_share")}
+    fields = {name: value for name, value in SMALL.items() if name not in ("bfloat16", "val_share", "micro_batch")}
     fields |= {"steps": 30, "eval_every": 10}
     old.main(old.Config(out=tmp_path / "16", prompt="a", **fields))
     ex.main(ex.Config(out=tmp_path / "17", prompt="a", bfloat16=False, micro_batch=8, **fields))
