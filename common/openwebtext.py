@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -83,7 +84,8 @@ def load_documents(path: Path | None, whole: bool):
     """
     import datasets
 
-    datasets.disable_progress_bars()
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
     options = {"split": "train", "cache_dir": str(data_dir() / "openwebtext" / "cache")}
     try:
         if path is None and whole:
@@ -93,8 +95,8 @@ def load_documents(path: Path | None, whole: bool):
             kind = KINDS[files[0].suffix]
             options |= {"sample_by": "paragraph"} if kind == "text" else {}
             documents = datasets.load_dataset(kind, data_files=[str(file) for file in files], **options)
-    except DataError:
-        raise
+    except DataError as error:
+        raise DataError(f"{error}{'' if path else '; or give documents of your own with --data'}") from None
     except Exception as error:  # of datasets, pyarrow, pandas, fsspec, requests, each with classes of its own
         cause = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
         source = path or f"{REPOSITORY} at huggingface.co"
