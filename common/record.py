@@ -164,7 +164,11 @@ class Run:
         grams = ["".join(map(chr, gram)) for gram in grams if not (unknown and 0 in gram)]
         copied = sum(gram in self._training for gram in grams) / max(1, len(grams))
         text = join_words([vocab[word] for word in words if word]) if unknown else "".join(vocab[i] for i in words)
-        entry = f"--- step {step}, {copied:.0%} of its {length}-grams stand in the training text\n{text}\n\n"
+        self.write_sample(f"step {step}, {copied:.0%} of its {length}-grams stand in the training text", text)
+
+    def write_sample(self, title: str, text: str) -> None:
+        """Append a text under its title to samples.txt, and print it; UserError where the disk takes no more."""
+        entry = f"--- {title}\n{text}\n\n"
         path = self.config.out / "samples.txt"
         try:
             with open(path, "a", encoding="utf-8") as file:

@@ -2,31 +2,35 @@
 
 import os
 import pickle
+import sys
 import time
-from dataclasses import asdict, replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, fields, replace
+from datetime import timedelta
 from pathlib import Path
 
 from common import UserError
 
-SHAPE = ("layers", "heads", "channels", "block_size", "bias")  # flags that a checkpoint's model depends on
+SHAPE = ("layers", "heads", "channels", "block_size", "bias", "muon")  # flags that fit a checkpoint, or not
 PEAKS = {  # TFLOP/s of dense bfloat16 matrix products, from NVIDIA's data sheets, by a part of the GPU's name
     **{"B200": 2250, "H200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "A100": 312},
     **{"L40S": 362, "L40": 181, "L4": 121, "RTX 4090": 165, "RTX 3090": 71},
 }
 
 
-def save(run, step: int, vocab: list[str], model, optimizer) -> None:
+def save(run, step: int, vocab: list[str] | None, model, *optimizers) -> None:
     """Write checkpoint.pt into the run's folder; best.pt, too, where the last validation loss is the least so far.
 
-    It holds all that `resume` needs: the flags, the state of model, optimizer and random numbers, and how far the run's
-    other files had come.
+    It holds all that `resume` needs: the flags, the state of model, optimizers and random numbers, and how far the
+    run's other files had come.
     """
     import torch
 
     flags = {name: value for name, value in asdict(run.config).items() if name != "out"}  # which may have another name
-    flags["text"] = flags["text"] and str(flags["text"])
+    flags |= {name: str(flags[name]) for name in ("text", "data") if flags.get(name)}
     state = {"config": flags, "step": step, "run": run.state(), "vocab": vocab}
-    state |= {"model": model.state_dict(), "optimizer": optimizer.state_dict()["state"]}
+    state |= {"model": model.state_dict(), "optimizers": [each.state_dict()["state"] for each in optimizers]}
     state |= {"rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all()}
     best = run.latest["validation loss"] == run.least["validation loss"]
     for name in ["best.pt"] * best + ["checkpoint.pt"]:
@@ -47,7 +51,7 @@ def write(state: dict, path: Path) -> None:
 
 
 def load(kind, path: Path) -> dict:
-    """Return what `save` wrote, on the CPU, with the flags as a config of the dataclass `kind`.
+    """Return what `save` wrote, on the CPU, with the flags that it knows as a config of the dataclass `kind`.
 
     Raises UserError where there is no such file, or where it is damaged, of another program, or a pickle that would run
     code: torch reads tensors and plain values alone.
@@ -56,8 +60,9 @@ def load(kind, path: Path) -> dict:
 
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        flags = state["config"]
-        state["config"] = kind(**flags | {"text": flags["text"] and Path(flags["text"])})
+        flags = {field.name: state["config"][field.name] for field in fields(kind) if field.name in state["config"]}
+        paths = {name: Path(flags[name]) for name in ("text", "data") if flags.get(name)}
+        state["config"] = kind(**flags | paths)
     except FileNotFoundError:
         raise UserError(
             f"there is no checkpoint {path}: train without --resume first, or name another folder"
@@ -75,10 +80,16 @@ def load_config(kind, out: Path, preset: str):
     return replace(config, out=out)
 
 
-def resume(config, vocab: list[str], model, optimizer) -> tuple[int, dict]:
+def goes_on(resume: str, out: Path) -> bool:
+    """Return whether to go on from the checkpoint in `out`; "auto": if torchrun has started again after a failure."""
+    failures = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+    return resume == "yes" or (resume == "auto" and failures > 0 and (out / "checkpoint.pt").exists())
+
+
+def resume(config, vocab: list[str] | None, model, *optimizers) -> tuple[int, dict]:
     """Put the checkpoint in `config.out` back; return its step, and what `Run` needs to go on from there.
 
-    What the flags say of the optimizer holds, not what they were. Raises UserError as `load` does, where the model or
+    What the flags say of the optimizers holds, not what they were. Raises UserError as `load` does, where the model or
     the vocabulary is another one, or where all steps are already made.
     """
     import torch
@@ -87,8 +98,8 @@ def resume(config, vocab: list[str], model, optimizer) -> tuple[int, dict]:
     if config.dry_run:
         raise UserError("--resume: neither with --dry-run nor after it is there anything to go on with")
     for name in SHAPE:
-        was = getattr(state["config"], name)
-        if was != getattr(config, name):
+        was = getattr(state["config"], name, None)
+        if was != getattr(config, name, None):
             flag = "--" + name.replace("_", "-")
             raise UserError(f"--resume: the checkpoint in {config.out} is of a model of {flag} {was}")
     if state["vocab"] != vocab:
@@ -96,11 +107,51 @@ def resume(config, vocab: list[str], model, optimizer) -> tuple[int, dict]:
     if state["step"] >= config.steps:
         raise UserError(f"--resume: all {state['step']} steps are made: ask for more with --steps")
     model.load_state_dict(state["model"])
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
+    for optimizer, saved in zip(optimizers, state["optimizers"]):
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": saved, "param_groups": groups})
     torch.set_rng_state(state["rng"])
     torch.cuda.set_rng_state_all(state["cuda_rng"][: torch.cuda.device_count()])
     return state["step"], state["run"]
+
+
+def place(device) -> tuple[int, int, object]:
+    """Return this process's number, how many there are, and its device, as torchrun says it in environment variables.
+
+    All but the first process are silent from here on. Raises UserError where the machine has fewer GPUs than processes.
+    """
+    import torch
+
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if rank:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, for as long as the process lives
+    if world > 1 and device.type == "cuda":
+        local = int(os.environ.get("LOCAL_RANK", 0))
+        if local >= torch.cuda.device_count():
+            raise UserError(f"--nproc-per-node is more than the {torch.cuda.device_count()} GPUs of this machine")
+        device = torch.device("cuda", local)
+        torch.cuda.set_device(device)
+    return rank, world, device
+
+
+@contextmanager
+def meeting(seconds: int) -> Iterator[timedelta]:
+    """Give what torch takes for a timeout, and raise UserError where the processes have not met by then.
+
+    torchrun keeps the store where they meet when it starts again, with the old addresses in it, unless an environment
+    variable forbids it (github.com/pytorch/pytorch/issues/135712).
+    """
+    address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    advice = "start all of them, with the same address, or give them longer with --timeout"
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
+        advice = "set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun, else it mixes up its attempts"
+    try:
+        yield timedelta(seconds=seconds)
+    except RuntimeError as error:  # torch's DistError is one
+        raise UserError(
+            f"process {os.environ.get('RANK')} did not meet the others at {address} within {seconds} seconds "
+            f"({type(error).__name__}): {advice}"
+        ) from None
 
 
 def has_bfloat16(device) -> bool:
@@ -141,12 +192,29 @@ def clock(device) -> float:
     return time.perf_counter()
 
 
-def speed(words_per_second: float, flops_per_word: int, device) -> str:
-    """Return in words how fast a training was, and its MFU: the share of the GPU's peak that it put to use."""
+def speed(words_per_second: float, flops_per_word: int, device, devices: int = 1) -> str:
+    """Return in words how fast a training was, and its MFU: the share of the GPUs' peak that it put to use."""
+    name, peak = chip(device)
+    rate = words_per_second * flops_per_word / 1e12
+    mfu = f"{rate / peak / devices:.1%} of {peak} TFLOP/s" if peak else "unknown chip"
+    name = name if devices == 1 else f"{devices} × {name}"
+    return f"speed: {words_per_second:,.0f} words/s, {rate:.3g} TFLOP/s; MFU: {mfu} ({name})"
+
+
+def progress(steps: int, left: int, words: int, seconds: float, flops_per_word: int, device, devices: int = 1) -> dict:
+    """Return what the progress line says of a training's speed after so many steps of so many words and seconds."""
+    import torch
+
+    rate = steps * words / seconds
+    _, peak = chip(device)
+    shown = {"words/s": rate, "hours left": left * words / rate / 3600}
+    shown |= {"MFU %": rate * flops_per_word / 1e10 / peak / devices} if peak else {}
+    return shown | ({"GB": torch.cuda.max_memory_allocated() / 1e9} if device.type == "cuda" else {})
+
+
+def chip(device) -> tuple[str, int | None]:
+    """Return the name of a device, and its peak in TFLOP/s where PEAKS has it."""
     import torch
 
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"a {device.type}"
-    rate = words_per_second * flops_per_word / 1e12
-    peak = next((peak for chip, peak in PEAKS.items() if chip in name), None)
-    mfu = f"{rate / peak:.1%} of {peak} TFLOP/s" if peak else "unknown chip"
-    return f"speed: {words_per_second:,.0f} words/s, {rate:.3g} TFLOP/s; MFU: {mfu} ({name})"
+    return name, next((peak for part, peak in PEAKS.items() if part in name), None)

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from common import data
+from common import openwebtext as openwebtext_data
 from common.curriculum import ROOT
 
 atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
@@ -64,6 +65,24 @@ def reference(monkeypatch):
 
     monkeypatch.delitem(sys.modules, "reference")
     return reference
+
+
+@pytest.fixture(scope="session")
+def _tokens(tmp_path_factory):
+    return tmp_path_factory.mktemp("tokens")
+
+
+@pytest.fixture
+def openwebtext(_tokens, monkeypatch):
+    """Return the folder of the 1,000 sample documents; their tokens go to a folder of the tests, not into data/."""
+    folder = data.data_dir() / "openwebtext_sample"
+    monkeypatch.setenv(
+        "TIKTOKEN_CACHE_DIR", os.environ.get("TIKTOKEN_CACHE_DIR", str(data.data_dir() / "tiktoken_cache"))
+    )
+    monkeypatch.setenv("RAMPUP_DATA", str(_tokens))
+    _require(openwebtext_data.encoding)
+    _require(lambda: openwebtext_data._files(folder))
+    return folder
 
 
 def _require(read):

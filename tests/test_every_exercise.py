@@ -119,6 +119,8 @@ def test_loss_that_is_not_finite_stops_the_run(number, tmp_path, request, monkey
     if number == 15:  # whose own data are a download of 100 MB
         device += ("--data", request.getfixturevalue("photographs"), "--size", 32, "--train-size", 32, "--channels", 2)
         monkeypatch.setenv("RAMPUP_DATA", str(tmp_path / "data"))
+    if number == 17:
+        device += ("--data", request.getfixturevalue("openwebtext"))
     result = run(number, "--learning-rate", "1e38", "--eval-every", 10**6, "--out", tmp_path, *device)
     if number == 4:  # whose gradients are bounded, and whose log-softmax is finite for logits of any size
         assert result.returncode == 0

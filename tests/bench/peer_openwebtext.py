@@ -1,0 +1,217 @@
+"""Exercise 17 beside nanoGPT: tokens a second of the preparation, and the losses of the same weights and batches.
+
+    python tests/bench/peer_openwebtext.py tokenise --copies 20
+    python tests/bench/peer_openwebtext.py losses --checkout path/to/nanoGPT
+
+`tokenise` takes the sample's 1,000 documents so many times over. It times our way, and that of nanoGPT's prepare.py:
+`datasets.map` with a process for each core, then the file from the Arrow table that holds the tokens. Of both it tells
+the most memory that was not a file's, all processes together. `losses` trains exercise 17 as it is, and nanoGPT's model
+with nanoGPT's optimizer, schedule and clipping, from the same weights on the same batches, and tells how far apart the
+losses of a step are; nanoGPT's learning rate rises a little later than ours, by 1 / (warm-up + 1), and with
+`--same-rate` it is given ours. The defaults are a small model in float32, so that a CPU can do it.
+"""
+
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+from tyro.conf import Positional
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from helpers import load, read_metrics
+
+from common import data, openwebtext
+from common.record import clean_exit, torch_device
+
+
+@dataclass
+class Config:
+    what: Positional[str]  # tokenise or losses
+    checkout: Path | None = None  # nanoGPT's
+    documents: Path = data.data_dir() / "openwebtext_sample"  # to tokenise, or to train on
+    copies: int = 20  # of the documents
+    steps: int = 200  # updates
+    same_rate: bool = False  # nanoGPT's model takes our learning rates
+    flags: str = "block-size=64 layers=4 heads=4 channels=32 batch-size=8 no-bfloat16 learning-rate=0.0006"  # of both
+
+
+def many_documents(folder: Path, into: Path, copies: int) -> Path:
+    """Write all documents of a folder so many times over into one file of parquet."""
+    import pyarrow
+    import pyarrow.parquet
+
+    texts = openwebtext.load_documents(folder, whole=False)["text"]
+    table = pyarrow.table({"text": pyarrow.array(list(texts))})
+    with pyarrow.parquet.ParquetWriter(into, table.schema) as writer:
+        for _ in range(copies):
+            writer.write_table(table)
+    return into
+
+
+def their_way(path: Path, folder: Path) -> None:
+    """Tokenise as prepare.py does: every document to a row of numbers, then all rows to a file."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    gpt2 = openwebtext.encoding()
+
+    def tokens(row):
+        ids = [*gpt2.encode_ordinary(row["text"]), gpt2.eot_token]
+        return {"ids": ids, "len": len(ids)}
+
+    documents = datasets.load_dataset("parquet", data_files=str(path), split="train", cache_dir=str(folder))
+    for name, part in documents.train_test_split(test_size=0.02, seed=2357, shuffle=True).items():
+        part = part.map(tokens, remove_columns=["text"], num_proc=os.cpu_count())
+        words = np.memmap(folder / f"{name}.bin", np.uint16, "w+", shape=(sum(part["len"]),))
+        shards, end = min(1024, len(part)), 0
+        for index in range(shards):
+            rows = part.shard(shards, index, contiguous=True).with_format("numpy")["ids"]
+            ids = np.concatenate(list(rows))
+            words[end : end + len(ids)] = ids
+            end += len(ids)
+        words.flush()
+
+
+def anonymous_memory() -> int:
+    """Return the bytes of this process and its children that are not pages of a file."""
+    total, pids = 0, [os.getpid()]
+    for pid in pids:
+        with contextlib.suppress(OSError, StopIteration):
+            lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+            total += 1024 * int(next(line for line in lines if line.startswith("RssAnon")).split()[1])
+            pids += [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return total
+
+
+def tokenise(config: Config) -> None:
+    """Print tokens, seconds, rate and memory of both ways, each in a process of its own."""
+    if os.environ.get("TOKENISE"):  # that process
+        way, path, folder = json.loads(os.environ["TOKENISE"])
+        os.environ["RAMPUP_DATA"], peak, done = folder, [anonymous_memory()], threading.Event()
+
+        def watch():
+            while not done.wait(0.05):
+                peak[0] = max(peak[0], anonymous_memory())
+
+        threading.Thread(target=watch).start()
+        start = time.perf_counter()
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                openwebtext.read(Path(path), val_share=0.02) if way == "ours" else their_way(Path(path), Path(folder))
+        finally:
+            seconds = time.perf_counter() - start
+            done.set()
+        count = sum(file.stat().st_size // 2 for file in Path(folder).rglob("*.bin"))
+        row = f"{count:,} | {seconds:.1f} | {count / seconds / 1e6:.2f} M | {peak[0] / 1e6:.0f} MB"
+        print(f"| {'exercise 17' if way == 'ours' else 'the way of prepare.py'} | {row} |", flush=True)
+        return
+    os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(data.data_dir() / "tiktoken_cache"))
+    print(
+        f"{os.cpu_count()} cores\n| | tokens | seconds | tokens a second | memory |\n|---|---|---|---|---|", flush=True
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["RAMPUP_DATA"] = folder
+        for copies in (config.copies // 4, config.copies):
+            path = many_documents(config.documents, Path(folder) / f"{copies}.parquet", copies)
+            for way in ("ours", "theirs"):
+                (Path(folder) / f"{way}{copies}").mkdir()
+                job = json.dumps([way, str(path), str(Path(folder) / f"{way}{copies}")])
+                subprocess.run([sys.executable, __file__, "tokenise"], check=True, env=os.environ | {"TOKENISE": job})
+
+
+NAMES = {  # of the parts of a model: ours, theirs
+    **{"embedding": "wte", "positions": "wpe", "blocks": "h", "norm1": "ln_1", "attention": "attn", "qkv": "c_attn"},
+    **{"out": "c_proj", "norm2": "ln_2", "up": "mlp.c_fc", "down": "mlp.c_proj", "norm": "ln_f"},
+}
+
+
+def their_model(checkout: Path, config, model):
+    """Return nanoGPT's model with the weights of ours."""
+    sys.path.insert(0, str(checkout))
+    from model import GPT, GPTConfig
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        sizes = {"n_layer": config.layers, "n_head": config.heads, "n_embd": config.channels}
+        sizes |= {"block_size": config.block_size, "vocab_size": len(model.embedding.weight)}
+        theirs = GPT(GPTConfig(**sizes, dropout=config.dropout, bias=config.bias))
+    state = theirs.state_dict()
+    for name, param in model.named_parameters():
+        state["transformer." + ".".join(NAMES.get(part, part) for part in name.split("."))] = param.detach()
+    theirs.load_state_dict(state | {"lm_head.weight": model.embedding.weight.detach()})
+    return theirs
+
+
+def their_losses(checkout: Path, ex, config, same_rate: bool) -> list[float]:
+    """Train nanoGPT's model as its train.py does, on the batches of ours, and return the loss of every step."""
+    torch.manual_seed(config.seed)
+    device = torch_device(config.device)
+    ours = ex.Transformer(config, ex.VOCAB_SIZE)
+    bfloat16 = config.bfloat16 and ex.torch_run.has_bfloat16(device)
+    model = their_model(checkout, config, ours).to(device)
+    with contextlib.redirect_stdout(io.StringIO()):
+        optimizer = model.configure_optimizers(config.weight_decay, config.learning_rate, (0.9, 0.95), device.type)
+    words, _, _ = openwebtext.read(config.data, config.whole, config.val_share, config.dry_run)
+    indices, losses = ex.batches(config, len(words) - config.block_size, 0, "cpu"), []
+    least = config.learning_rate * config.decay_to
+    for step in range(3 if config.dry_run else config.steps):
+        rate = config.learning_rate * (step + 1) / (config.warmup_steps + 1)
+        if step >= config.warmup_steps:
+            share = (step - config.warmup_steps) / (config.steps - config.warmup_steps)
+            rate = least + (config.learning_rate - least) * (1 + np.cos(np.pi * share)) / 2
+        for group in optimizer.param_groups:
+            group["lr"] = ex.learning_rate(config, step) if same_rate else rate
+        parts, total = next(indices).split(config.micro_batch), 0.0
+        for part in parts:
+            x, y = ex.read_samples(config, words, part, device)
+            with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+                loss = model(x, y.contiguous())[1] * len(part) / config.batch_size
+            loss.backward()
+            total += loss.item()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(total)
+    return losses
+
+
+def losses(checkout: Path | None, args: list[str], same_rate: bool = False) -> None:
+    """Train exercise 17 with flags, and nanoGPT beside it, and print the losses and how far apart they are."""
+    ex = load(17)
+    default, _ = tyro.cli(ex.defaults, add_help=False, return_unknown_args=True, args=args)
+    with tempfile.TemporaryDirectory() as out:
+        config = tyro.cli(ex.Config, default=default, args=[*args, "--out", out])
+        with contextlib.redirect_stdout(io.StringIO()):
+            ex.main(config)
+        ours = np.array(list(read_metrics(Path(out))["train", "loss"].values()))
+    theirs = np.array(their_losses(checkout, ex, config, same_rate)) if checkout else ours
+    words = config.batch_size * config.block_size
+    print(f"{len(ours)} steps of {words} tokens, the same weights and batches; {torch_device(config.device)}")
+    print("| step | exercise 17 | nanoGPT | difference |\n|---|---|---|---|")
+    for step in sorted({0, len(ours) // 4, len(ours) // 2, len(ours) - 1}):
+        print(f"| {step} | {ours[step]:.4f} | {theirs[step]:.4f} | {ours[step] - theirs[step]:+.5f} |")
+    print(f"largest difference: {abs(ours - theirs).max():.5f}\n", flush=True)
+
+
+def main(config: Config) -> None:
+    if config.what == "tokenise":
+        tokenise(config)
+    else:
+        path = ["--data", str(config.documents), "--steps", str(config.steps), "--eval-every", str(10**6)]
+        flags = ["--" + flag for flag in config.flags.split()]
+        losses(config.checkout, [*path, "--sample-words", "1", *flags], config.same_rate)
+
+
+if __name__ == "__main__":
+    with clean_exit():
+        main(tyro.cli(Config, description=__doc__))

@@ -1,0 +1,116 @@
+"""Exercise 17 on a GPU: its speed beside nanoGPT's own train.py, and the losses of the same weights and batches.
+
+    python tests/gpu/openwebtext.py --checkout path/to/nanoGPT
+    torchrun --standalone --nproc-per-node 8 ex17_ddp_openwebtext/train.py --data data/openwebtext_sample --steps 40
+
+The first prints the tables of the exercise's README for one GPU, the second ends with the line of speed for eight.
+Nothing else should run on the machine; of packages it needs those of pyproject.toml without JAX, and torch may be
+another version. The text is that of the sample, which is enough for speed. `--dry-run` makes three steps of everything
+with a small model, also on a CPU and without nanoGPT, to see that it works.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
+from helpers import train_py
+from peer_openwebtext import losses
+
+from common import data, openwebtext
+from common.record import clean_exit
+
+TOKENS = 480 * 1024  # of a step
+
+
+@dataclass
+class Config:
+    checkout: Path | None = None  # nanoGPT's; without one exercise 17 runs alone
+    documents: Path = data.data_dir() / "openwebtext_sample"  # the text to train on
+    tables: tuple[Literal["speed", "losses"], ...] = ("speed", "losses")  # which to make
+    micro_batches: tuple[int, ...] = (12, 24, 32, 60)  # samples at once, of 480, for both programs
+    rounds: int = 2  # runs of each, in turn
+    steps: int = 40  # of each run
+    dry_run: bool = False  # three steps of a small model
+
+
+def ours(config, micro_batch, dry):
+    """Return tokens a second of exercise 17, and its own line about its speed, or why it could not run."""
+    flags = ["--data", config.documents, "--steps", config.steps, "--eval-every", 10**6, "--sample-words", 1]
+    with tempfile.TemporaryDirectory() as out:
+        command = [sys.executable, train_py(17), *flags, "--micro-batch", micro_batch, "--out", out, *dry]
+        result = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    if result.returncode:
+        return None, (result.stderr.strip() or "no message").splitlines()[-1]
+    line = next(line for line in result.stdout.splitlines() if line.startswith("speed: "))
+    return float(re.search(r"speed: ([\d,]+)", line)[1].replace(",", "")), line
+
+
+def prepare(config, folder):
+    """Copy what is needed of a checkout of nanoGPT into a folder, and the tokens of exercise 17 beside it."""
+    copy = folder / "nanogpt"
+    (copy / "data" / "openwebtext").mkdir(parents=True)
+    for name in ("train.py", "model.py", "configurator.py"):
+        shutil.copy(config.checkout / name, copy)
+    shutil.copytree(config.checkout / "config", copy / "config")
+    for name, words in zip(("train", "val"), openwebtext.read(config.documents)[:2]):
+        words.tofile(copy / "data" / "openwebtext" / f"{name}.bin")
+    return copy
+
+
+def theirs(copy, config, micro_batch):
+    """Return tokens a second of nanoGPT's train.py, by the median of the times that it prints after the tenth."""
+    flags = ["--wandb_log=False", "--eval_iters=1", "--log_interval=1", f"--max_iters={config.steps}"]
+    flags += [f"--batch_size={micro_batch}", f"--gradient_accumulation_steps={480 // micro_batch}"]
+    command = [sys.executable, "train.py", "config/train_gpt2.py", *flags]
+    result = subprocess.run(command, cwd=copy, capture_output=True, text=True)
+    times = [float(ms) for ms in re.findall(r"iter \d+: loss [\d.]+, time ([\d.]+)ms", result.stdout)]
+    if result.returncode or len(times) < 20:
+        return None, (result.stderr.strip() or "no message").splitlines()[-1]
+    return TOKENS / sorted(times[10:])[len(times[10:]) // 2] * 1000, ""
+
+
+def speed(config, dry):
+    """Print tokens a second of both programs, in turn, and their ratio, for each size of a micro-batch."""
+    print("| samples at once | exercise 17, tokens a second | nanoGPT | ratio |\n|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        copy = prepare(config, Path(folder)) if config.checkout else None
+        for micro_batch in config.micro_batches:
+            rates, lines = ([], []), []
+            for _ in range(config.rounds):
+                for seen, (rate, line) in zip(
+                    rates, (ours(config, micro_batch, dry), theirs(copy, config, micro_batch) if copy else (None, ""))
+                ):
+                    seen += [rate] if rate else []
+                    lines += [line] if line else []
+            best = [max(seen, default=0) for seen in rates]
+            ratio = f"{best[0] / best[1]:.2f}" if all(best) else ""
+            cells = [f"{rate:,.0f}" if rate else "not measured" for rate in best]
+            print(f"| {micro_batch} | {' | '.join(cells)} | {ratio} |", flush=True)
+            print("\n".join(lines), file=sys.stderr, flush=True)
+    print(f"\n{TOKENS} tokens a step, {config.steps} steps; the best of {config.rounds} runs of each, in turn\n")
+
+
+def main(config: Config) -> None:
+    dry = ["--dry-run", "--channels", "16", "--layers", "1", "--batch-size", "4"] if config.dry_run else []
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    print(f"{device}, torch {torch.__version__}, Python {sys.version.split()[0]}")
+    if "speed" in config.tables:
+        speed(config, dry)
+    if "losses" in config.tables:
+        flags = ["--data", str(config.documents), "--steps", "200", "--eval-every", str(10**6), "--sample-words", "1"]
+        losses(config.checkout, [*flags, "--batch-size", "64", *dry])  # 64 × 1,024 = 65,536 tokens
+
+
+if __name__ == "__main__":
+    with clean_exit():
+        main(tyro.cli(Config, description=__doc__))

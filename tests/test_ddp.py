@@ -1,0 +1,432 @@
+"""Exercise 17: the same losses as exercise 16's, whatever the number of processes and whoever of them dies."""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import load, one_sentence, read_metrics, run, train_py
+
+from common import UserError, torch_run
+from common import openwebtext as owt
+from common.record import Run
+
+SMALL = {"block_size": 16, "channels": 16, "layers": 2, "heads": 2, "batch_size": 8, "sample_words": 3}
+SMALL |= {
+    "device": "cpu",
+    "bfloat16": False,
+    "learning_rate": 0.002,
+    "warmup_steps": 5,
+    "val_share": 0.002,
+    "micro_batch": 2,
+}
+FLAGS = [f"--{'' if value is not False else 'no-'}{name.replace('_', '-')}" for name, value in SMALL.items()]
+FLAGS = [
+    part for flag, value in zip(FLAGS, SMALL.values()) for part in ([flag, value] if value is not False else [flag])
+]
+STEPS, EVERY = 50, 10  # of the runs with two processes
+
+
+@pytest.fixture
+def ex():
+    return load(17)
+
+
+@pytest.fixture
+def tokens(monkeypatch):
+    """Let the exercise read 2,000 made-up tokens, of which the second half is for validation in small steps."""
+    words = np.random.default_rng(0).integers(0, 300, 3_000).astype(np.uint16)
+    monkeypatch.setattr(owt, "read", lambda *args: (words[:2_600], words[2_600:], owt.encoding(dry_run=True)))
+
+
+def train(ex, out, **fields):
+    return ex.main(ex.Config(out=out, **SMALL | fields))
+
+
+def losses(out, split="train"):
+    return list(read_metrics(out)[split, "loss"].values())
+
+
+# torchrun
+
+
+def torchrun(processes, *flags, during=None, limit=150, restarts=0):
+    """Run the exercise under torchrun; `during` is called with torchrun's process. Nothing of it outlives the test."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command += [f"--max-restarts={restarts}", "--monitor-interval=0.1", train_py(17), *flags]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    options["env"] = os.environ | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # see common/torch_run.py
+    process = subprocess.Popen([str(part) for part in command], **options)
+    try:
+        if during:
+            during(process)
+        output, _ = process.communicate(timeout=limit)
+        return subprocess.CompletedProcess(command, process.returncode, output, "")
+    finally:
+        for pid in [*workers(process), process.pid]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.wait()
+
+
+def workers(process):
+    """Return the ids of the processes that torchrun has started."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if status.read_text().rpartition(")")[2].split()[1] == str(process.pid):
+                found.append(int(status.parent.name))
+    return sorted(found)
+
+
+def wait_for(condition, limit=120):
+    deadline = time.monotonic() + limit
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def step_of(out):
+    return torch.load(out / "checkpoint.pt", weights_only=True)["step"]
+
+
+def flags_of(out, data, *more):
+    return [*FLAGS, "--data", data, "--steps", STEPS, "--eval-every", EVERY, "--out", out, *more]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """Hold the folder of a run with two processes, which the first test that needs it makes."""
+    return tmp_path_factory.mktemp("two") / "out"
+
+
+@pytest.fixture
+def two_processes(two, openwebtext):
+    """Return the folder of an unbroken run with two processes; beside it, as "cut", what it was after some steps."""
+
+    def keep(process):
+        wait_for(lambda: (two / "checkpoint.pt").exists() and step_of(two) >= EVERY)
+        shutil.copytree(two, two.parent / "cut", ignore=lambda *_: [".lock"])
+
+    if not two.exists():
+        result = torchrun(2, *flags_of(two, openwebtext), during=keep)
+        assert result.returncode == 0, result.stdout
+        assert "step: 128 words = 2 processes x 2 parts x 2 samples x 16" in result.stdout
+        assert result.stdout.count("result: ") == result.stdout.count("data: ") == 1  # one of them speaks
+    return two
+
+
+def test_one_process_equals_two(ex, openwebtext, two_processes, tmp_path):
+    train(ex, tmp_path, data=openwebtext, steps=STEPS, eval_every=EVERY)
+    for split in ("train", "validation"):
+        assert losses(two_processes, split) == pytest.approx(losses(tmp_path, split), abs=1e-5)
+    assert len(losses(tmp_path)) == STEPS
+    assert losses(tmp_path)[-1] < losses(tmp_path)[0] - 0.3  # it has learned something meanwhile
+    accuracy = [read_metrics(out)["validation", "accuracy"] for out in (two_processes, tmp_path)]
+    assert accuracy[0] == pytest.approx(accuracy[1], abs=1e-4)
+
+
+def test_resume_with_another_number_of_processes(ex, openwebtext, two_processes, tmp_path):
+    shutil.copytree(two_processes.parent / "cut", tmp_path / "out")
+    assert EVERY <= step_of(tmp_path / "out") < STEPS
+    train(ex, tmp_path / "out", data=openwebtext, steps=STEPS, eval_every=EVERY, resume="yes")
+    assert losses(tmp_path / "out") == pytest.approx(losses(two_processes), abs=1e-5)
+
+
+def test_killed_worker(openwebtext, two_processes, tmp_path):
+    """torchrun starts both again, from the last checkpoint, and nobody can tell it from the files."""
+    killed = []
+
+    def kill(process):
+        wait_for(
+            lambda: (tmp_path / "metrics.csv").exists() and b"\n25,train" in (tmp_path / "metrics.csv").read_bytes()
+        )
+        killed.append(workers(process)[-1])
+        os.kill(killed[0], signal.SIGKILL)
+
+    result = torchrun(2, *flags_of(tmp_path, openwebtext), during=kill, restarts=1)
+    assert result.returncode == 0, result.stdout
+    assert killed
+    assert result.stdout.count("--- step 0\n") == 1  # it did not begin anew
+    for name in ("metrics.csv", "samples.txt"):
+        assert (tmp_path / name).read_bytes() == (two_processes / name).read_bytes()
+
+
+def test_others_that_do_not_come(tmp_path):
+    env = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}
+    flags = ["--dry-run", *FLAGS, "--timeout", 2, "--out", tmp_path]
+    result = run(17, *flags, env=os.environ | env)
+    one_sentence(result, "process 1 did not meet the others at 127.0.0.1:9 within 2 seconds", "--timeout")
+    assert result.returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("world", "flags", "message"),
+    [
+        (3, [], "--batch-size 8 must be a multiple of the 3 processes"),
+        (600, ["--batch-size", 600], "9000 validation words are no --block-size for each process"),
+        (1, ["--block-size", 9_000], "9000 validation words are no --block-size"),
+    ],
+)
+def test_processes_that_do_not_fit(world, flags, message, tmp_path):
+    env = os.environ | {"RANK": "0", "WORLD_SIZE": str(world), "LOCAL_RANK": "0"}
+    one_sentence(run(17, "--dry-run", *FLAGS, *flags, "--out", tmp_path, env=env), message)
+
+
+def test_more_processes_than_gpus(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(UserError, match="--nproc-per-node is more than the 2 GPUs of this machine"):
+        torch_run.place(torch.device("cuda"))
+
+
+# Exercise 16
+
+
+def test_16_equals_17(ex, tokens, monkeypatch, tmp_path):
+    """The same initial weights, batches and losses, where text, vocabulary and optimizer are the same."""
+    old = load(16)
+    words, _, _ = (torch.from_numpy(part.astype(np.int64)) for part in (*owt.read()[:2], np.zeros(1)))
+    val = torch.from_numpy(owt.read()[1].astype(np.int64))
+    monkeypatch.setattr(old, "read_words", lambda config: (words, val, [chr(i) for i in range(300)]))
+    monkeypatch.setattr(torch_run, "has_bfloat16", lambda device: False)
+    monkeypatch.setattr(ex, "VOCAB_SIZE", 300)
+    monkeypatch.setattr(ex, "make_optimizers", lambda *args: [old.make_optimizer(*args)])
+    fields = {name: value for name, value in SMALL.items() if name not in ("bfloat16", "val_share", "micro_batch")}
+    fields |= {"steps": 30, "eval_every": 10}
+    old.main(old.Config(out=tmp_path / "16", prompt="a", **fields))
+    ex.main(ex.Config(out=tmp_path / "17", prompt="a", bfloat16=False, micro_batch=8, **fields))
+    for split in ("train", "validation"):
+        assert losses(tmp_path / "17", split) == pytest.approx(losses(tmp_path / "16", split), abs=1e-6)
+    assert len(losses(tmp_path / "17")) == 30
+
+
+def test_batches_are_those_of_16(ex):
+    for step in (0, 5, 37):
+        both = [module.batches(module.Config(), 5_000, step, "cpu") for module in (ex, load(16))]
+        assert all(torch.equal(ours, theirs) for ours, theirs in islice(zip(*both), 10))
+
+
+def test_processes_share_a_step(ex):
+    """No two see the same sample in a step, and together they see those of one."""
+    config = ex.Config(**SMALL)
+    index = next(ex.batches(config, 2_000, 3, "cpu"))
+    for world in (1, 2, 4, 8):
+        parts = [index[rank::world] for rank in range(world)]
+        assert sorted(torch.cat(parts).tolist()) == sorted(index.tolist())
+        assert len(set(index.tolist())) == len(index)
+
+
+# The model
+
+
+@pytest.mark.parametrize(
+    ("bias", "vocab_size", "count"),
+    [(True, 50_257, 124_439_808), (False, 50_257, 124_337_664), (False, 50_304, 124_373_760)],
+)
+def test_parameters(ex, bias, vocab_size, count):
+    config = ex.Config(bias=bias, **ex.PRESETS["gpt2"])
+    with torch.device("meta"):
+        model = ex.Transformer(config, vocab_size)
+    assert sum(param.numel() for param in model.parameters()) == count
+    assert ex.flops_per_word(config, model) == 6 * (count - 1024 * 768) + 12 * 12 * 768 * 1024
+
+
+def test_transformers_gpt2(ex):
+    """The logits and the loss of transformers' GPT-2 with the same random weights."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 300, "n_positions": 16, "n_embd": 16, "n_layer": 2, "n_head": 2}
+    theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes)).eval()
+    ours = ex.Transformer(ex.Config(**SMALL | {"bias": True}), 300)
+    names = {"embedding": "wte", "positions": "wpe", "norm": "ln_f", "blocks": "h", "norm1": "ln_1", "norm2": "ln_2"}
+    names |= {"attention": "attn", "qkv": "c_attn", "out": "c_proj", "up": "mlp.c_fc", "down": "mlp.c_proj"}
+    state = theirs.state_dict()
+    for name, param in ours.named_parameters():
+        value = state["transformer." + ".".join(names.get(part, part) for part in name.split("."))]
+        param.data = (
+            value.T.clone() if name.endswith(("qkv.weight", "out.weight", "up.weight", "down.weight")) else value
+        )
+    words = torch.randint(300, (3, 16))
+    answer = theirs(words, labels=words)
+    torch.testing.assert_close(ours(words), answer.logits, atol=1e-5, rtol=1e-5)
+    assert ex.loss_fn(ours(words)[:, :-1], words[:, 1:]).item() == pytest.approx(answer.loss.item(), abs=1e-5)
+
+
+def test_initial_loss_is_ln_v(openwebtext, tmp_path):
+    result = run(17, *FLAGS, "--data", openwebtext, "--steps", 60, "--eval-every", 60, "--out", tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert losses(tmp_path)[0] == pytest.approx(np.log(50_257), abs=0.1)
+    val = losses(tmp_path, "validation")
+    assert val[0] == pytest.approx(np.log(50_257), abs=0.1)
+    assert val[1] < val[0] - 0.5
+    assert "speed: " in result.stdout
+    assert "  words/s " in result.stdout
+
+
+def test_sample_draws_tokens_alone(ex):
+    """Never one of the 47 numbers that only round the vocabulary up, though the model may like them."""
+    config = ex.Config(**SMALL | {"sample_words": 50, "temperature": 5.0, "top_p": 1.0})
+    model = ex.Transformer(config, 304)
+    with torch.no_grad():
+        model.head.weight[256:] += 10 * model.norm.weight.mean()
+    words = ex.sample(model, torch.tensor([1, 2]), config, owt.encoding(dry_run=True))
+    assert words.max() < 256
+
+
+def test_muon(ex, tokens, tmp_path):
+    config = ex.Config(**SMALL | {"muon": True})
+    model = ex.Transformer(config, 300)
+    adamw, muon = ex.make_optimizers(config, model)
+    count = sum(len(group["params"]) for optimizer in (adamw, muon) for group in optimizer.param_groups)
+    assert count == len(list(model.parameters()))
+    names = {id(param): name for name, param in model.named_parameters()}
+    turned = {names[id(param)] for group in muon.param_groups for param in group["params"]}
+    assert turned == {name for name in names.values() if name.startswith("blocks.") and "norm" not in name}
+    weight = model.blocks[0].up.weight
+    before = weight.detach().clone()
+    ex.loss_fn(model(torch.randint(300, (4, 16))), torch.randint(300, (4, 16))).backward()
+    gradient = torch.linalg.svdvals(weight.grad)
+    muon.step()
+    singular = torch.linalg.svdvals(before * (1 - 0.002 * 0.1) - weight.detach())  # of the step, without decay
+    assert singular.min() / singular.max() > 2 * gradient.min() / gradient.max()  # all directions about the same
+    assert singular.median() / singular.max() > 0.6
+    train(ex, tmp_path, steps=4, eval_every=2, muon=True)
+    whole = losses(tmp_path)
+    train(ex, tmp_path, steps=6, eval_every=2, muon=True, resume="yes")
+    assert losses(tmp_path)[:4] == whole
+    with pytest.raises(UserError, match="of a model of --muon True"):
+        train(ex, tmp_path, steps=8, resume="yes")
+
+
+# Accumulation and resume
+
+
+def test_accumulation(ex, tokens, tmp_path, capsys):
+    """Eight samples at once, or one after the other: the same losses."""
+    for parts, micro_batch in ((1, 8), (2, 7), (4, 2), (8, 1)):  # at most so many; 7 do not divide 8
+        train(ex, tmp_path / str(micro_batch), steps=10, micro_batch=micro_batch)
+        assert f"step: 128 words = 1 processes x {parts} parts x {8 // parts} samples" in capsys.readouterr().out
+        assert losses(tmp_path / str(micro_batch)) == pytest.approx(losses(tmp_path / "8"), abs=1e-5)
+
+
+@pytest.mark.parametrize("cut", [4, 7, 11])
+def test_exact_resume(ex, tokens, tmp_path, monkeypatch, cut):
+    fields = {"steps": 12, "eval_every": 4, "dropout": 0.1}
+    train(ex, tmp_path / "whole", **fields)
+    record = Run.record
+
+    def stop(self, step, split, **metrics):
+        if step == cut:
+            raise KeyboardInterrupt
+        record(self, step, split, **metrics)
+
+    monkeypatch.setattr(Run, "record", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(ex, tmp_path / "cut", **fields)
+    monkeypatch.setattr(Run, "record", record)
+    torch.manual_seed(1234)
+    train(ex, tmp_path / "cut", **fields, resume="yes")
+    for name in ("metrics.csv", "samples.txt"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_when_to_go_on(ex, tokens, tmp_path, monkeypatch):
+    train(ex, tmp_path, steps=2)
+    assert not torch_run.goes_on("auto", tmp_path)
+    assert not torch_run.goes_on("no", tmp_path)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert torch_run.goes_on("auto", tmp_path)
+    assert not torch_run.goes_on("auto", tmp_path / "none")  # it failed before the first checkpoint
+    assert not torch_run.goes_on("no", tmp_path)
+    assert ex.defaults(out=tmp_path).channels == 16
+    monkeypatch.delenv("TORCHELASTIC_RESTART_COUNT")
+    assert ex.defaults(out=tmp_path, device="cpu").channels == 128
+
+
+def test_killed_while_it_writes_a_checkpoint(ex, tokens, tmp_path, monkeypatch):
+    train(ex, tmp_path, steps=2)
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+
+    def killed(state, path):
+        path.write_bytes(before[:1_000])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(ex, tmp_path, steps=4, resume="yes")
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+    monkeypatch.undo()
+
+
+def test_checkpoint_of_another_model(ex, tokens, tmp_path):
+    train(ex, tmp_path, steps=2)
+    for changes in ({"layers": 3}, {"channels": 32}, {"block_size": 8}, {"bias": True}):
+        name, value = next(iter(changes.items()))
+        with pytest.raises(UserError, match=f"of a model of --{name.replace('_', '-')} "):
+            train(ex, tmp_path, **{"steps": 4, "resume": "yes"} | changes)
+
+
+def test_second_run_on_one_folder(ex, tokens, tmp_path):
+    with Run(ex.Config(out=tmp_path), {"ln V": 1.0}), pytest.raises(UserError, match="another run is writing to"):
+        train(ex, tmp_path, steps=2)
+
+
+# Flags
+
+
+def test_presets(ex, monkeypatch):
+    assert set(ex.PRESETS) | {"auto"} == set(ex.Preset.__args__)
+    assert ex.defaults(device="cpu").preset == "laptop"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    big = ex.defaults()
+    assert big.preset == "gpt2"
+    assert (big.layers, big.heads, big.channels, big.block_size) == (12, 12, 768, 1024)
+    assert big.batch_size * big.block_size == 491_520
+    assert (big.steps, big.warmup_steps, big.learning_rate, big.decay_to, big.weight_decay) == (
+        600_000,
+        2_000,
+        6e-4,
+        0.1,
+        0.1,
+    )
+    assert big.compile
+    assert big.whole
+    assert not big.bias
+
+
+def test_sample_py_of_16(two_processes):
+    script = train_py(16).parent / "sample.py"
+    flags = ["--checkpoint", two_processes / "best.pt", "--prompt", "The end", "--length", "20", "--device", "cpu"]
+    result = subprocess.run([sys.executable, script, *flags], capture_output=True, text=True, timeout=100)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("--- sample 1\nThe end")
+
+
+def test_unwrapped_model_is_saved(two_processes):
+    """A checkpoint of two processes has the names of one."""
+    names = set(torch.load(two_processes / "checkpoint.pt")["model"])
+    assert "embedding.weight" in names
+    assert not any(name.startswith(("module.", "_orig_mod.")) for name in names)
+
+
+# The benches
+
+
+def test_benches(openwebtext):
+    script = train_py(17).parent.parent / "tests" / "gpu" / "openwebtext.py"
+    flags = ["--documents", openwebtext, "--dry-run", "--rounds", "1", "--micro-batches", "2"]
+    result = subprocess.run([sys.executable, script, *flags], capture_output=True, text=True, timeout=200)
+    assert result.returncode == 0, result.stderr
+    assert "| 2 | " in result.stdout
+    assert "speed: " in result.stderr
+    assert "3 steps of 256 tokens, the same weights and batches" in result.stdout
