@@ -171,7 +171,11 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Embeddings of words and places, blocks, logits by the embedding table: words (B, T) to logits (B, T, V)."""
+    """Embeddings of words and places, blocks, logits by the embedding table: words (B, T) to logits (B, T, V).
+
+    Given the next words y (B, T), too, it returns the loss (), so that a compiler sees the logits and what is done with
+    them as one, and need not write them down in float32.
+    """
 
     def __init__(self, config, vocab_size):
         super().__init__()
@@ -190,12 +194,13 @@ class Transformer(nn.Module):
             elif name.endswith("bias"):
                 nn.init.zeros_(param)
 
-    def forward(self, words):
+    def forward(self, words, y=None):
         with torch.autocast(words.device.type, torch.bfloat16, enabled=self.bfloat16):
             x = self.dropout(self.embedding(words) + self.positions.weight[: words.shape[1]])  # (B, T, C)
             for block in self.blocks:
                 x = block(x)  # (B, T, C)
-            return self.head(self.norm(x)).float()  # (B, T, V)
+            logits = self.head(self.norm(x)).float()  # (B, T, V)
+        return logits if y is None else loss_fn(logits, y)
 
 
 def loss_fn(logits, y):
@@ -288,7 +293,7 @@ def main(config: Config) -> dict[str, float]:
     fast = model
     if config.compile and not config.dry_run:
         index = next(batches(config, len(x), 0, device))  # (B,)
-        fast = torch_run.compiled(model, lambda model: loss_fn(model(x[index]), y[index]))
+        fast = torch_run.compiled(model, lambda model: model(x[index], y[index]))
     counts = torch.bincount(train_words, minlength=len(vocab)) + 1  # (V,): one more, so that none is 0
     baselines = {"unigram": -(counts / counts.sum()).log()[val_words].mean(), "ln V": np.log(len(vocab))}
     with Run(config, baselines, device, state) as run:
@@ -302,7 +307,7 @@ def main(config: Config) -> dict[str, float]:
                 seconds -= torch_run.clock(device)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, step)
-            loss = loss_fn(fast(x[index]), y[index])  # ()
+            loss = fast(x[index], y[index])  # ()
             run.record(step, "train", loss=loss.detach())
             loss.backward()  # adds dL/dparam to the grad of every param
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -37,7 +37,6 @@ from common.plotting import plot_loss
 from common.record import Run, check_config, clean_exit, torch_device
 
 Preset = Literal["auto", "gpt2", "laptop"]
-Resume = Literal["no", "yes", "auto"]
 VOCAB_SIZE = 50_304  # V: GPT-2's 50,257 tokens, and some that never occur, to make a multiple of 128
 
 
@@ -61,7 +60,7 @@ class Config:
     bfloat16: bool = True  # multiply in this type where the device itself can; float32 for everything else
     compile: bool = False  # make a few large kernels of the model first, which takes up to a minute
     eval_every: int = 250  # steps between two evaluations on the validation set, each with a sample and a checkpoint
-    resume: Resume = "auto"  # go on from the checkpoint in --out, with its flags; auto: where torchrun starts again
+    resume: Literal["no", "yes", "auto"] = "auto"  # go on from the checkpoint in --out; auto: if torchrun starts again
     timeout: int = 600  # seconds that a process waits for the others before it gives up
     prompt: str = "The"  # text that samples go on from
     sample_words: int = 100  # words of a sample
@@ -92,7 +91,7 @@ PRESETS = {  # what differs from the defaults above
 }
 
 
-def defaults(preset: Preset = "auto", resume: Resume = "auto", device: str = "auto", out: Path = Config.out) -> Config:
+def defaults(preset: Preset = "auto", resume: str = "auto", device: str = "auto", out: Path = Config.out) -> Config:
     """Return what the flags are by default: the preset's values, or those of the checkpoint to go on from."""
     if torch_run.goes_on(resume, out):
         return torch_run.load_config(Config, out, preset)
@@ -176,7 +175,11 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Embeddings of words and places, blocks, logits by the embedding table: words (B, T) to logits (B, T, V)."""
+    """Embeddings of words and places, blocks, logits by the embedding table: words (B, T) to logits (B, T, V).
+
+    Given the next words y (B, T), too, it returns the loss (), so that a compiler sees the logits and what is done with
+    them as one, and need not write them down in float32.
+    """
 
     def __init__(self, config, vocab_size):
         super().__init__()
@@ -195,12 +198,13 @@ class Transformer(nn.Module):
             elif name.endswith("bias"):
                 nn.init.zeros_(param)
 
-    def forward(self, words):
+    def forward(self, words, y=None):
         with torch.autocast(words.device.type, torch.bfloat16, enabled=self.bfloat16):
             x = self.dropout(self.embedding(words) + self.positions.weight[: words.shape[1]])  # (B, T, C)
             for block in self.blocks:
                 x = block(x)  # (B, T, C)
-            return self.head(self.norm(x)).float()  # (B, T, V)
+            logits = self.head(self.norm(x)).float()  # (B, T, V)
+        return logits if y is None else loss_fn(logits, y)
 
 
 def loss_fn(logits, y):
@@ -320,7 +324,7 @@ def main(config: Config) -> dict[str, float]:
     if config.compile and not config.dry_run:
         index = next(batches(config, n, 0, "cpu"))[: rows // parts]  # (M,)
         x, y = read_samples(config, train_words, index, device)
-        fast = torch_run.compiled(model, lambda model: loss_fn(model(x), y))
+        fast = torch_run.compiled(model, lambda model: model(x, y))
     if world > 1:
         fast = DistributedDataParallel(fast)  # whose backward() ends with the mean gradient of all processes
     counts = torch.from_numpy(np.bincount(train_words[:10_000_000], minlength=VOCAB_SIZE)) + 1  # (V,): none is 0
@@ -344,7 +348,7 @@ def main(config: Config) -> dict[str, float]:
             for part, places in enumerate(index[rank::world].chunk(parts)):  # (M,)
                 fast.require_backward_grad_sync = part == parts - 1  # before the forward pass, which asks for it, too
                 x, y = read_samples(config, train_words, places, device)  # (M, T), (M, T)
-                part_loss = loss_fn(fast(x), y) / parts  # ()
+                part_loss = fast(x, y) / parts  # ()
                 loss += part_loss.detach()
                 part_loss.backward()  # adds dL/dparam to the grad of every param
             if world > 1:

@@ -23,8 +23,10 @@ SMALL = {"block_size": 16, "channels": 16, "layers": 2, "heads": 2, "batch_size"
 SMALL |= {
     "device": "cpu",
     "bfloat16": False,
+    "compile": False,
     "learning_rate": 0.002,
     "warmup_steps": 5,
+    "decay_to": 0.1,
     "val_share": 0.002,
     "micro_batch": 2,
 }
@@ -132,6 +134,15 @@ def test_one_process_equals_two(ex, openwebtext, two_processes, tmp_path):
     assert losses(tmp_path)[-1] < losses(tmp_path)[0] - 0.3  # it has learned something meanwhile
     accuracy = [read_metrics(out)["validation", "accuracy"] for out in (two_processes, tmp_path)]
     assert accuracy[0] == pytest.approx(accuracy[1], abs=1e-4)
+
+
+def test_compiled_and_in_parts_on_two_processes(ex, openwebtext, tmp_path):
+    """As on GPUs: DistributedDataParallel around a compiled model (without a C++ compiler, around a plain one)."""
+    result = torchrun(2, *flags_of(tmp_path / "two", openwebtext, "--compile", "--steps", 6))
+    assert result.returncode == 0, result.stdout
+    train(ex, tmp_path / "one", data=openwebtext, steps=6, eval_every=EVERY)
+    for split in ("train", "validation"):
+        assert losses(tmp_path / "two", split) == pytest.approx(losses(tmp_path / "one", split), abs=1e-4)
 
 
 def test_resume_with_another_number_of_processes(ex, openwebtext, two_processes, tmp_path):
