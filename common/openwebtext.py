@@ -43,13 +43,14 @@ def read(path: Path | None = None, whole: bool = False, val_share: float | None 
     """
     if dry_run:
         words = np.random.default_rng(0).integers(0, 256, 600_000, np.uint16)
-        return words[:-9_000], words[-9_000:], encoding(dry_run)
+        return words[:-20_000], words[-20_000:], encoding(dry_run)
     folder = data_dir() / "openwebtext" / _name(path, whole, val_share)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock"):
-            if not (folder / "tokens.json").exists():
-                prepare(folder, load_documents(path, whole), val_share, whole and path is None)
+        if not (folder / "tokens.json").exists():  # where it does, the folder need not be writable
+            folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder / ".lock"):
+                if not (folder / "tokens.json").exists():  # nor has another process been quicker
+                    prepare(folder, load_documents(path, whole), val_share, whole and path is None)
     except OSError as error:
         reason = error.strerror or error
         raise DataError(f"cannot use {folder} ({reason}): mend that, or set RAMPUP_DATA to another folder") from None
@@ -117,7 +118,7 @@ def prepare(folder: Path, documents, val_share: float | None, whole: bool) -> No
         name: tokenise(splits[key], folder / f"{name}.bin") for name, key in (("val", "test"), ("train", "train"))
     }
     if whole and not val_share and counts != WHOLE_TOKENS:
-        raise DataError(f"{folder} has {counts} tokens, but OpenWebText has {WHOLE_TOKENS}: delete it and fetch again")
+        print(f"warning: {counts} tokens, but nanoGPT found {WHOLE_TOKENS}: losses may differ", file=sys.stderr)
     write_json(folder / "tokens.json", counts)
 
 

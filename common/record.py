@@ -24,7 +24,7 @@ from common.data import join_words
 
 DRY_RUN_STEPS = 3
 BAR = "{percentage:3.0f} % of {total_fmt} steps, {remaining} left{postfix}"
-PROGRESS_LINES = 20  # printed by a whole run when the output is not a terminal
+PROGRESS_LINES = 20  # printed by a whole run when the output is not a terminal; of a long one, one a minute
 PICTURES = ("regions.png", "features.png", "attention.png", "loss.png")
 HISTORY = ("samples.txt", "best.pt", "checkpoint.pt", "checkpoint.npz", "metrics.csv")  # a resumed run goes on with it
 RUN_FILES = (*PICTURES, "result.json", *HISTORY)  # a run starts these anew
@@ -101,6 +101,9 @@ class Run:
     def state(self) -> dict:
         """Return what a checkpoint needs for `resume`: the files' lengths, the least metrics, the seconds so far."""
         files = [path for path in (self.config.out / "metrics.csv", self.config.out / "samples.txt") if path.exists()]
+        for path in files:
+            with open(path, "rb+") as file:
+                os.fsync(file.fileno())  # so that no checkpoint is newer than what it tells of
         sizes = {path.name: path.stat().st_size for path in files}
         return {"sizes": sizes, "least": dict(self.least), "seconds": time.perf_counter() - self._start}
 
@@ -111,7 +114,7 @@ class Run:
         hidden = self.quiet or not on_terminal
         style = {"file": sys.stdout, "dynamic_ncols": True, "bar_format": BAR, "disable": hidden}
         self._bar = tqdm(range(first, total), initial=first, total=total, **style)
-        shown = 0.0
+        shown = time.perf_counter()
         for step in self._bar:
             yield step
             if self.quiet:
@@ -119,7 +122,9 @@ class Run:
             if on_terminal and time.perf_counter() - shown > 0.2:
                 shown = time.perf_counter()
                 self._bar.set_postfix_str(self._progress(), refresh=False)
-            elif not on_terminal and (step + 1) * PROGRESS_LINES // total > step * PROGRESS_LINES // total:
+            due = (step + 1) * PROGRESS_LINES // total > step * PROGRESS_LINES // total
+            if not on_terminal and (due or time.perf_counter() - shown > 60):
+                shown = time.perf_counter()
                 print(f"step {step + 1:{len(str(total))}d}/{total}  {self._progress()}", flush=True)
 
     def record(self, step: int, split: str, **metrics: float) -> None:
@@ -246,7 +251,7 @@ def clean_exit() -> Iterator[None]:
         if not isinstance(error, MemoryError) and not any(words in str(error).lower() for words in OUT_OF_MEMORY):
             raise
         reason = (str(error).splitlines() or ["no more is known"])[0]
-        sys.exit(f"error: out of memory ({reason}): lower the sizes, --batch-size first")
+        sys.exit(f"error: out of memory ({reason}): lower the sizes, --batch-size first (or --micro-batch)")
     except BrokenPipeError:  # whoever read our output, `| head` for instance, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from common import UserError
 
+RUN_ID = os.environ.get("TORCHELASTIC_RUN_ID", "none")  # torchrun's --rdzv-id; with --standalone it draws one
 SHAPE = ("layers", "heads", "channels", "block_size", "bias", "muon")  # flags that fit a checkpoint, or not
 PEAKS = {  # TFLOP/s of dense bfloat16 matrix products, from NVIDIA's data sheets, by a part of the GPU's name
     **{"B200": 2250, "H200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "A100": 312},
@@ -31,7 +32,7 @@ def save(run, step: int, vocab: list[str] | None, model, *optimizers) -> None:
     flags |= {name: str(flags[name]) for name in ("text", "data") if flags.get(name)}
     state = {"config": flags, "step": step, "run": run.state(), "vocab": vocab}
     state |= {"model": model.state_dict(), "optimizers": [each.state_dict()["state"] for each in optimizers]}
-    state |= {"rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all()}
+    state |= {"rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all(), "torchrun": RUN_ID}
     best = run.latest["validation loss"] == run.least["validation loss"]
     for name in ["best.pt"] * best + ["checkpoint.pt"]:
         write(state, run.config.out / name)
@@ -43,7 +44,10 @@ def write(state: dict, path: Path) -> None:
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(state, path.with_suffix(".tmp"))
+        with open(path.with_suffix(".tmp"), "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(path.with_suffix(".tmp"), path)
     except (OSError, RuntimeError) as error:  # the second is torch's own
         path.with_suffix(".tmp").unlink(missing_ok=True)
@@ -56,20 +60,26 @@ def load(kind, path: Path) -> dict:
     Raises UserError where there is no such file, or where it is damaged, of another program, or a pickle that would run
     code: torch reads tensors and plain values alone.
     """
+    try:
+        state = _read(path)
+        saved = {"text": None} | state["config"]  # exercise 17 has no such flag
+        flags = {field.name: saved[field.name] for field in fields(kind) if field.name != "out"}
+        paths = {name: Path(flags[name]) for name in ("text", "data") if flags.get(name)}
+        state["config"] = kind(**flags | paths)
+    except (ValueError, LookupError, TypeError):
+        raise UserError(f"{path} is damaged, or no checkpoint of this exercise, and was not used") from None
+    return state
+
+
+def _read(path: Path) -> dict:
     import torch
 
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        flags = {field.name: state["config"][field.name] for field in fields(kind) if field.name in state["config"]}
-        paths = {name: Path(flags[name]) for name in ("text", "data") if flags.get(name)}
-        state["config"] = kind(**flags | paths)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise UserError(
-            f"there is no checkpoint {path}: train without --resume first, or name another folder"
-        ) from None
+        raise UserError(f"there is no checkpoint {path}: train without --resume first, or name another") from None
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError):
         raise UserError(f"{path} is damaged, or no checkpoint of this exercise, and was not used") from None
-    return state
 
 
 def load_config(kind, out: Path, preset: str):
@@ -81,9 +91,23 @@ def load_config(kind, out: Path, preset: str):
 
 
 def goes_on(resume: str, out: Path) -> bool:
-    """Return whether to go on from the checkpoint in `out`; "auto": if torchrun has started again after a failure."""
-    failures = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
-    return resume == "yes" or (resume == "auto" and failures > 0 and (out / "checkpoint.pt").exists())
+    """Return whether to go on from the checkpoint in `out`; "auto": if the same torchrun wrote it, which starts again.
+
+    How often it has done that is not asked: every host counts for itself.
+    """
+    auto = resume == "auto" and RUN_ID != "none" and (out / "checkpoint.pt").exists()
+    return resume == "yes" or (auto and _read(out / "checkpoint.pt").get("torchrun") == RUN_ID)
+
+
+def agree(first: int, out: Path) -> None:
+    """Raise UserError where processes begin with different steps, as they do if not all see the same checkpoint."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        firsts = [None] * dist.get_world_size()
+        dist.all_gather_object(firsts, first)
+        if len(set(firsts)) > 1:
+            raise UserError(f"not all processes find the same checkpoint in {out}: let --out be a folder of all hosts")
 
 
 def resume(config, vocab: list[str] | None, model, *optimizers) -> tuple[int, dict]:
@@ -118,13 +142,16 @@ def resume(config, vocab: list[str] | None, model, *optimizers) -> tuple[int, di
 def place(device) -> tuple[int, int, object]:
     """Return this process's number, how many there are, and its device, as torchrun says it in environment variables.
 
-    All but the first process are silent from here on. Raises UserError where the machine has fewer GPUs than processes.
+    All but the first process are silent from here on. Raises UserError where the machine has fewer GPUs than processes,
+    or where it has a Mac's, which cannot talk to others.
     """
     import torch
 
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if rank:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, for as long as the process lives
+    if world > 1 and device.type == "mps":
+        raise UserError("--device mps is for one process: take --device cpu")
     if world > 1 and device.type == "cuda":
         local = int(os.environ.get("LOCAL_RANK", 0))
         if local >= torch.cuda.device_count():
@@ -176,8 +203,10 @@ def compiled(model, loss_of):
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):  # dropout's draws here do not count
             loss_of(fast).backward()
+    except torch.OutOfMemoryError:
+        raise  # it would not fit uncompiled either
     except Exception as error:  # no C++ compiler, a GPU that Triton does not know, and many more
-        print(f"not compiled, so slower ({type(error).__name__}: {str(error).strip().splitlines()[0]})")
+        print(f"not compiled, so slower ({(str(error).strip() or repr(error)).splitlines()[0]})", file=sys.stderr)
         fast = model
     model.zero_grad()
     return fast

@@ -60,7 +60,7 @@ class Config:
     bfloat16: bool = True  # multiply in this type where the device itself can; float32 for everything else
     compile: bool = False  # make a few large kernels of the model first, which takes up to a minute
     eval_every: int = 250  # steps between two evaluations on the validation set, each with a sample and a checkpoint
-    resume: Literal["no", "yes", "auto"] = "auto"  # go on from the checkpoint in --out; auto: if torchrun starts again
+    resume: Literal["no", "yes", "auto"] = "auto"  # go on from the checkpoint in --out; auto: if this torchrun wrote it
     timeout: int = 600  # seconds that a process waits for the others before it gives up
     prompt: str = "The"  # text that samples go on from
     sample_words: int = 100  # words of a sample
@@ -307,8 +307,7 @@ def main(config: Config) -> dict[str, float]:
 
     rows = config.batch_size // world  # of a step's samples that are this process's
     parts = next(count for count in range(1, rows + 1) if rows % count == 0 and rows // count <= config.micro_batch)
-    words = world * parts * (rows // parts) * config.block_size  # of a step
-    assert words == config.batch_size * config.block_size  # whatever the number of processes
+    words = config.batch_size * config.block_size  # of a step, whatever the number of processes
     print(f"step: {words} words = {world} processes x {parts} parts x {rows // parts} samples x {config.block_size}")
 
     if world > 1:
@@ -320,6 +319,7 @@ def main(config: Config) -> dict[str, float]:
     optimizers, flops = make_optimizers(config, model), flops_per_word(config, model)
     resumed = torch_run.goes_on(config.resume, config.out)
     first, state = torch_run.resume(config, None, model, *optimizers) if resumed else (0, None)
+    torch_run.agree(first, config.out)
     fast = model
     if config.compile and not config.dry_run:
         index = next(batches(config, n, 0, "cpu"))[: rows // parts]  # (M,)
@@ -346,8 +346,9 @@ def main(config: Config) -> dict[str, float]:
             torch.manual_seed(hash((config.seed, step, rank)))  # of dropout, which so follows from these alone, too
             loss = 0.0
             for part, places in enumerate(index[rank::world].chunk(parts)):  # (M,)
-                fast.require_backward_grad_sync = part == parts - 1  # before the forward pass, which asks for it, too
+                fast.require_backward_grad_sync = part == parts - 1  # the forward pass asks for it
                 x, y = read_samples(config, train_words, places, device)  # (M, T), (M, T)
+                assert x.shape == (rows // parts, config.block_size)
                 part_loss = fast(x, y) / parts  # ()
                 loss += part_loss.detach()
                 part_loss.backward()  # adds dL/dparam to the grad of every param

@@ -4,8 +4,10 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from itertools import islice
 from pathlib import Path
@@ -60,12 +62,15 @@ def losses(out, split="train"):
 # torchrun
 
 
-def torchrun(processes, *flags, during=None, limit=150, restarts=0):
-    """Run the exercise under torchrun; `during` is called with torchrun's process. Nothing of it outlives the test."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+def torchrun(processes, *flags, during=None, limit=150, restarts=0, where=("--standalone",)):
+    """Run the exercise under torchrun; `during` is called with torchrun's process. Nothing of it outlives the test.
+
+    The first variable is explained in common/torch_run.py; the second torchrun sets itself for several processes alone.
+    """
+    command = [sys.executable, "-m", "torch.distributed.run", *where, f"--nproc-per-node={processes}"]
     command += [f"--max-restarts={restarts}", "--monitor-interval=0.1", train_py(17), *flags]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    options["env"] = os.environ | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # see common/torch_run.py
+    options["env"] = os.environ | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([str(part) for part in command], **options)
     try:
         if during:
@@ -77,6 +82,10 @@ def torchrun(processes, *flags, during=None, limit=150, restarts=0):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         process.wait()
+
+
+def has_row(out, step):
+    return (out / "metrics.csv").exists() and f"\n{step},train".encode() in (out / "metrics.csv").read_bytes()
 
 
 def workers(process):
@@ -157,9 +166,7 @@ def test_killed_worker(openwebtext, two_processes, tmp_path):
     killed = []
 
     def kill(process):
-        wait_for(
-            lambda: (tmp_path / "metrics.csv").exists() and b"\n25,train" in (tmp_path / "metrics.csv").read_bytes()
-        )
+        wait_for(lambda: has_row(tmp_path, 15))
         killed.append(workers(process)[-1])
         os.kill(killed[0], signal.SIGKILL)
 
@@ -167,6 +174,37 @@ def test_killed_worker(openwebtext, two_processes, tmp_path):
     assert result.returncode == 0, result.stdout
     assert killed
     assert result.stdout.count("--- step 0\n") == 1  # it did not begin anew
+    for name in ("metrics.csv", "samples.txt"):
+        assert (tmp_path / name).read_bytes() == (two_processes / name).read_bytes()
+
+
+def test_killed_on_one_of_two_hosts(openwebtext, two_processes, tmp_path):
+    """Each of two torchruns counts its own failures, so the numbers of restarts differ; both go on all the same."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    where = ["--nnodes=2", "--rdzv-backend=c10d", f"--rdzv-endpoint={address}", "--rdzv-id=a-name"]
+    where += ["--local-addr=127.0.0.1"]
+    hosts, results = [], []
+
+    def start():
+        options = {"during": hosts.append, "restarts": 2, "where": where}
+        results.append(torchrun(1, *flags_of(tmp_path, openwebtext), **options))
+
+    threads = [threading.Thread(target=start) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    wait_for(lambda: has_row(tmp_path, 15))
+    ranks = [
+        (dict(part.partition("=")[::2] for part in Path(f"/proc/{pid}/environ").read_text().split("\0"))["RANK"], pid)
+        for host in hosts
+        for pid in workers(host)
+    ]
+    os.kill(dict(ranks)["0"], signal.SIGKILL)
+    for thread in threads:
+        thread.join()
+    assert [result.returncode for result in results] == [0, 0], "\n".join(result.stdout for result in results)
+    assert sum(result.stdout.count("--- step 0\n") for result in results) == 1
     for name in ("metrics.csv", "samples.txt"):
         assert (tmp_path / name).read_bytes() == (two_processes / name).read_bytes()
 
@@ -183,8 +221,8 @@ def test_others_that_do_not_come(tmp_path):
     ("world", "flags", "message"),
     [
         (3, [], "--batch-size 8 must be a multiple of the 3 processes"),
-        (600, ["--batch-size", 600], "9000 validation words are no --block-size for each process"),
-        (1, ["--block-size", 9_000], "9000 validation words are no --block-size"),
+        (1_300, ["--batch-size", 1_300], "20000 validation words are no --block-size for each process"),
+        (1, ["--block-size", 20_000], "20000 validation words are no --block-size"),
     ],
 )
 def test_processes_that_do_not_fit(world, flags, message, tmp_path):
@@ -198,6 +236,22 @@ def test_more_processes_than_gpus(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(UserError, match="--nproc-per-node is more than the 2 GPUs of this machine"):
         torch_run.place(torch.device("cuda"))
+    with pytest.raises(UserError, match="--device mps is for one process"):
+        torch_run.place(torch.device("mps"))
+
+
+def test_checkpoint_that_one_host_does_not_see(monkeypatch, tmp_path):
+    torch_run.agree(5, tmp_path)  # one process agrees with itself
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    for other, refused in ((5, contextlib.nullcontext()), (0, pytest.raises(UserError, match="not all processes"))):
+
+        def gather(found, mine, other=other):
+            found[:] = [mine, other]
+
+        monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+        with refused:
+            torch_run.agree(5, tmp_path)
 
 
 # Exercise 16
@@ -227,14 +281,54 @@ def test_batches_are_those_of_16(ex):
         assert all(torch.equal(ours, theirs) for ours, theirs in islice(zip(*both), 10))
 
 
-def test_processes_share_a_step(ex):
+@pytest.fixture
+def pretend(ex, tokens, monkeypatch):
+    """Return a function that trains as one of so many processes, the others of which are not there."""
+
+    def train_as(rank, world, out, **fields):
+        monkeypatch.setattr(torch_run, "place", lambda device: (rank, world, device))
+        for name in ("init_process_group", "all_reduce", "destroy_process_group"):
+            monkeypatch.setattr(ex.dist, name, lambda *args, **options: None)
+        monkeypatch.setattr(ex, "DistributedDataParallel", lambda model: model)
+        train(ex, out, **fields)
+
+    return train_as
+
+
+def test_processes_share_a_step(ex, pretend, monkeypatch, tmp_path):
     """No two see the same sample in a step, and together they see those of one."""
-    config = ex.Config(**SMALL)
-    index = next(ex.batches(config, 2_000, 3, "cpu"))
-    for world in (1, 2, 4, 8):
-        parts = [index[rank::world] for rank in range(world)]
-        assert sorted(torch.cat(parts).tolist()) == sorted(index.tolist())
-        assert len(set(index.tolist())) == len(index)
+    seen, read_samples = {}, ex.read_samples
+
+    def spy(config, words, starts, device):
+        seen.setdefault(now, []).append(starts.tolist())
+        return read_samples(config, words, starts, device)
+
+    monkeypatch.setattr(ex, "read_samples", spy)
+    for world in (1, 2, 4):
+        for rank in range(world):
+            now = (world, rank)
+            pretend(rank, world, tmp_path / f"{world}-{rank}", steps=5, eval_every=10)
+        parts = 4 // world  # of two samples each
+        for step in range(5):
+            shares = [np.ravel(seen[world, rank][step * parts : (step + 1) * parts]) for rank in range(world)]
+            whole = np.ravel(seen[1, 0][step * 4 : step * 4 + 4])
+            assert sorted(np.concatenate(shares)) == sorted(whole)
+            assert len(set(whole)) == 8
+            assert all(len(share) == 8 // world for share in shares)
+
+
+def test_processes_talk_after_the_last_part(ex, pretend, monkeypatch, tmp_path):
+    """What DistributedDataParallel asks in the forward pass is true for the last part of a step alone."""
+    asked, forward = [], ex.Transformer.forward
+
+    def spy(self, words, y=None):
+        if y is not None:
+            asked.append(self.require_backward_grad_sync)
+        return forward(self, words, y)
+
+    monkeypatch.setattr(ex.Transformer, "forward", spy)
+    pretend(0, 2, tmp_path, steps=3, micro_batch=1)
+    assert asked == [False, False, False, True] * 3
 
 
 # The model
@@ -354,29 +448,39 @@ def test_exact_resume(ex, tokens, tmp_path, monkeypatch, cut):
 def test_when_to_go_on(ex, tokens, tmp_path, monkeypatch):
     train(ex, tmp_path, steps=2)
     assert not torch_run.goes_on("auto", tmp_path)
-    assert not torch_run.goes_on("no", tmp_path)
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    monkeypatch.setattr(torch_run, "RUN_ID", "a")
+    assert not torch_run.goes_on("auto", tmp_path)  # written without torchrun
+    train(ex, tmp_path, steps=2)
     assert torch_run.goes_on("auto", tmp_path)
     assert not torch_run.goes_on("auto", tmp_path / "none")  # it failed before the first checkpoint
     assert not torch_run.goes_on("no", tmp_path)
     assert ex.defaults(out=tmp_path).channels == 16
-    monkeypatch.delenv("TORCHELASTIC_RESTART_COUNT")
+    for other in ("b", "none"):  # another torchrun, which may fail before it has a checkpoint; and no name at all
+        monkeypatch.setattr(torch_run, "RUN_ID", other)
+        assert not torch_run.goes_on("auto", tmp_path)
+        assert torch_run.goes_on("yes", tmp_path)
     assert ex.defaults(out=tmp_path, device="cpu").channels == 128
+    (tmp_path / "checkpoint.pt").write_bytes(b"half")
+    monkeypatch.setattr(torch_run, "RUN_ID", "a")
+    with pytest.raises(UserError, match="is damaged"):
+        torch_run.goes_on("auto", tmp_path)
 
 
 def test_killed_while_it_writes_a_checkpoint(ex, tokens, tmp_path, monkeypatch):
-    train(ex, tmp_path, steps=2)
+    train(ex, tmp_path / "whole", steps=6, eval_every=2)
+    train(ex, tmp_path, steps=2, eval_every=2)
     before = (tmp_path / "checkpoint.pt").read_bytes()
 
-    def killed(state, path):
-        path.write_bytes(before[:1_000])
+    def killed(state, file):
+        file.write(before[:1_000])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(torch, "save", killed)
-    with pytest.raises(KeyboardInterrupt):
-        train(ex, tmp_path, steps=4, resume="yes")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(torch, "save", killed)
+        train(ex, tmp_path, steps=6, eval_every=2, resume="yes")
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
-    monkeypatch.undo()
+    train(ex, tmp_path, steps=6, eval_every=2, resume="yes")
+    assert losses(tmp_path)[2:] == losses(tmp_path / "whole")[2:]
 
 
 def test_checkpoint_of_another_model(ex, tokens, tmp_path):

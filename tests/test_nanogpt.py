@@ -496,8 +496,8 @@ def test_checkpoint_on_a_full_disk(ex, text, tmp_path, monkeypatch):
     train(ex, tmp_path / "out", text=text, steps=2)
     before = (tmp_path / "out" / "checkpoint.pt").read_bytes()
 
-    def full(state, path):
-        path.write_bytes(b"half of it")
+    def full(state, file):
+        file.write(b"half of it")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
@@ -541,7 +541,7 @@ def test_without_a_compiler(text, tmp_path):
     env = os.environ | {"CXX": "/nowhere/g++", "CC": "/nowhere/gcc", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
     result = run(16, *FLAGS, "--text", text, "--steps", 2, "--compile", "--out", tmp_path / "out", env=env)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("not compiled, so slower (") == 1
+    assert result.stderr.count("not compiled, so slower (") == 1
     assert result.stdout.splitlines()[-1].startswith("result: ")
 
 
