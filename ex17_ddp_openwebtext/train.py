@@ -50,7 +50,7 @@ class Config:
     bias: bool = False  # biases in linear layers and norms
     dropout: float = 0.0  # share of the embeddings and hidden units that is set to 0 in training
     batch_size: int = 12  # samples per step of all processes together, B
-    micro_batch: int = 4  # most samples that a process takes at once: what its memory has room for
+    micro_batch: int = 16  # most samples that a process takes at once: what its memory has room for
     steps: int = 2_000  # updates of the parameters
     learning_rate: float = 0.001  # largest step size of AdamW
     warmup_steps: int = 100  # steps in which it rises to that; then it falls along a half cosine
@@ -82,7 +82,7 @@ class Config:
 
 
 PRESETS = {  # what differs from the defaults above
-    "laptop": {"layers": 2, "batch_size": 16, "steps": 1_000, "learning_rate": 0.004, "decay_to": 0.0},
+    "laptop": {"layers": 2, "batch_size": 16, "steps": 1_000, "learning_rate": 0.004, "decay_to": 0.0, "compile": True},
     "gpt2": {  # nanoGPT's config/train_gpt2.py: 480 x 1,024 = 491,520 tokens a step
         **{"block_size": 1024, "layers": 12, "heads": 12, "channels": 768, "batch_size": 480, "micro_batch": 32},
         **{"steps": 600_000, "learning_rate": 6e-4, "warmup_steps": 2_000, "eval_every": 2_000},
