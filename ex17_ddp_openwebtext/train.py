@@ -13,7 +13,7 @@ Changes from ex16:
     python ex17_ddp_openwebtext/train.py
     torchrun --standalone --nproc-per-node 8 ex17_ddp_openwebtext/train.py
 
-On a laptop a small model reaches 6.7 nats per token of a sample in about five minutes on two CPU cores (by the tokens'
+On a laptop a small model reaches 6.7 nats per token of a sample in three minutes on two CPU cores (by the tokens'
 frequencies alone 7.8). On a GPU it is GPT-2 124M, nanoGPT's run to about 2.85; nothing was measured on one yet.
 """
 

@@ -43,7 +43,9 @@ class Config:
     copies: int = 20  # of the documents
     steps: int = 200  # updates
     same_rate: bool = False  # nanoGPT's model takes our learning rates
-    flags: str = "block-size=64 layers=4 heads=4 channels=32 batch-size=8 no-bfloat16 learning-rate=0.0006"  # of both
+    flags: str = (  # of both
+        "block-size=64 layers=4 heads=4 channels=32 batch-size=8 no-bfloat16 no-compile learning-rate=0.0006"
+    )
 
 
 def many_documents(folder: Path, into: Path, copies: int) -> Path:
