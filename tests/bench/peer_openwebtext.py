@@ -2,13 +2,15 @@
 
     python tests/bench/peer_openwebtext.py tokenise --copies 20
     python tests/bench/peer_openwebtext.py losses --checkout path/to/nanoGPT
+    python tests/bench/peer_openwebtext.py step
 
 `tokenise` takes the sample's 1,000 documents so many times over. It times our way, and that of nanoGPT's prepare.py:
 `datasets.map` with a process for each core, then the file from the Arrow table that holds the tokens. Of both it tells
 the most memory that was not a file's, all processes together. `losses` trains exercise 17 as it is, and nanoGPT's model
 with nanoGPT's optimizer, schedule and clipping, from the same weights on the same batches, and tells how far apart the
 losses of a step are; nanoGPT's learning rate rises a little later than ours, by 1 / (warm-up + 1), and with
-`--same-rate` it is given ours. The defaults are a small model in float32, so that a CPU can do it.
+`--same-rate` it is given ours. The defaults are a small model in float32, so that a CPU can do it. `step` times a step
+of the preset for laptops, compiled and not, with all samples at once and in parts.
 """
 
 import contextlib
@@ -22,6 +24,7 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -37,7 +40,7 @@ from common.record import clean_exit, torch_device
 
 @dataclass
 class Config:
-    what: Positional[str]  # tokenise or losses
+    what: Positional[Literal["tokenise", "losses", "step"]]
     checkout: Path | None = None  # nanoGPT's
     documents: Path = data.data_dir() / "openwebtext_sample"  # to tokenise, or to train on
     copies: int = 20  # of the documents
@@ -205,8 +208,36 @@ def losses(checkout: Path | None, args: list[str], same_rate: bool = False) -> N
     print(f"largest difference: {abs(ours - theirs).max():.5f}\n", flush=True)
 
 
+def step() -> None:
+    """Print the seconds of a laptop's step, the median of 25, compiled and not, and of the first."""
+    ex = load(17)
+    config = ex.Config("laptop", **ex.PRESETS["laptop"])
+    torch.manual_seed(0)
+    words = torch.randint(50_257, (config.batch_size, config.block_size + 1))
+    print("| | samples at once | seconds of a step | the first time |\n|---|---|---|---|")
+    for compiled in (False, True):
+        for size in (4, 8, 16):
+            torch._dynamo.reset()
+            model = ex.Transformer(config, ex.VOCAB_SIZE)
+            model.bfloat16 = config.bfloat16 and ex.torch_run.has_bfloat16(words.device)
+            (optimizer,), fast = ex.make_optimizers(config, model), torch.compile(model) if compiled else model
+            times = []
+            for _ in range(26):
+                start = time.perf_counter()
+                for part in words.split(size):
+                    (fast(part[:, :-1], part[:, 1:]) * len(part) / len(words)).backward()
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+                optimizer.zero_grad()
+                times.append(time.perf_counter() - start)
+            row = f"{size} | {sorted(times[1:])[12]:.3f} | {times[0]:.1f}"
+            print(f"| {'compiled' if compiled else 'as it is'} | {row} |", flush=True)
+
+
 def main(config: Config) -> None:
-    if config.what == "tokenise":
+    if config.what == "step":
+        step()
+    elif config.what == "tokenise":
         tokenise(config)
     else:
         path = ["--data", str(config.documents), "--steps", str(config.steps), "--eval-every", str(10**6)]
