@@ -237,7 +237,7 @@ def main(config: Config) -> dict[str, float]:
     counts = torch.bincount(train_words, minlength=len(vocab)) + 1  # (V,): one more, so that none is 0
     baselines = {"unigram": -(counts / counts.sum()).log()[test_words].mean(), "ln V": np.log(len(vocab))}
     with Run(config, baselines, device) as run:
-        for step, (x_batch, y_batch) in zip(run.steps(config.steps), minibatches):  # (B, T), (B,)
+        for step, (x_batch, y_batch) in zip(run.steps(config.steps), minibatches):  # words, and next words
             if step % config.eval_every == 0:
                 run.record(step, "test", **evaluate(model, x_test, y_test))
                 run.sample(step, sample(model, prompt, config), vocab, train_words)

@@ -21,7 +21,7 @@ from torch import nn
 from train import Config as TrainConfig
 from train import Transformer, draw, encode
 
-from common import UserError, torch_run
+from common import UserError, openwebtext, torch_run
 from common.record import check_config, clean_exit, torch_device
 
 
@@ -102,10 +102,8 @@ def codec(vocab):
     """Return two functions: of a text to numbers (N,), and of one number to bytes of UTF-8."""
     if vocab is not None:
         return lambda text: encode(text, vocab), lambda word: vocab[word].encode()
-    import tiktoken
-
-    gpt2 = tiktoken.get_encoding("gpt2")
-    return lambda text: torch.tensor(gpt2.encode(text)), gpt2.decode_single_token_bytes
+    gpt2 = openwebtext.encoding()
+    return lambda text: torch.tensor(gpt2.encode_ordinary(text)), gpt2.decode_single_token_bytes
 
 
 def main(config: Config) -> None:

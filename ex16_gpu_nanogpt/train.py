@@ -179,7 +179,7 @@ class Transformer(nn.Module):
 
     def __init__(self, config, vocab_size):
         super().__init__()
-        self.bfloat16 = False  # multiply in this type: faster on a GPU that has it
+        self.bfloat16 = False  # multiply in this type: faster where the device has it
         self.embedding = nn.Embedding(vocab_size, config.channels)
         self.positions = nn.Embedding(config.block_size, config.channels)
         self.dropout = nn.Dropout(config.dropout)

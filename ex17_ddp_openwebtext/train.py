@@ -7,11 +7,11 @@ Changes from ex16:
 - A step has the same samples for any number of processes. What does not fit into memory at once comes in parts, whose
   gradients add up, and the processes talk only after the last part.
 - The text is OpenWebText in GPT-2's tokens: 18 GB in a file, of which a batch is read when it is needed.
-- When a process dies, torchrun starts all of them again, and they go on from the last checkpoint.
+- When a process dies, torchrun starts all of them again (--max-restarts), and they go on from the last checkpoint.
 - A larger vocabulary, rounded up to what a GPU multiplies well, and Muon for the matrices (--muon), if you like.
 
     python ex17_ddp_openwebtext/train.py
-    torchrun --standalone --nproc-per-node 8 ex17_ddp_openwebtext/train.py
+    torchrun --standalone --nproc-per-node 8 --max-restarts 3 ex17_ddp_openwebtext/train.py
 
 On a laptop a small model reaches 6.7 nats per token of a sample in three minutes on two CPU cores (by the tokens'
 frequencies alone 7.8). On a GPU it is GPT-2 124M, nanoGPT's run to about 2.85; nothing was measured on one yet.
@@ -60,7 +60,7 @@ class Config:
     bfloat16: bool = True  # multiply in this type where the device itself can; float32 for everything else
     compile: bool = False  # make a few large kernels of the model first, which takes up to a minute
     eval_every: int = 250  # steps between two evaluations on the validation set, each with a sample and a checkpoint
-    resume: Literal["no", "yes", "auto"] = "auto"  # go on from the checkpoint in --out; auto: if this torchrun wrote it
+    resume: Literal["no", "yes", "auto"] = "auto"  # go on from the checkpoint in --out; auto: if of the same --rdzv-id
     timeout: int = 600  # seconds that a process waits for the others before it gives up
     prompt: str = "The"  # text that samples go on from
     sample_words: int = 100  # words of a sample
@@ -71,7 +71,7 @@ class Config:
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # where to compute; auto is a GPU where there is one
     data: Path | None = None  # parquet, JSON or text files of your own, or a folder of them, instead of OpenWebText
     whole: bool = False  # all 8 million documents of OpenWebText and not the 100,000 of its first file
-    val_share: float | None = None  # share of the documents for validation; none: 0.0005, of fewer than 100,000 0.02
+    val_share: float | None = None  # share of the documents for validation; none: 0.0005, or 0.02 of fewer than 100,000
     out: Path = Path(__file__).parent / "out"  # folder for what the run writes
     dry_run: bool = False  # three steps only, to see that everything works
 
@@ -103,7 +103,7 @@ def defaults(preset: Preset = "auto", resume: str = "auto", device: str = "auto"
 def make_data(config, train, val, device):
     """Return words (N, T) and next words (N, T) of the validation words, in blocks, so that each word comes once.
 
-    The first follows the end of a text; -1, which fills up the last block, is not to be scored.
+    The first comes after the training text's last; -1, which fills up the last block, is not to be scored.
     """
     size = config.block_size
     train, val = (torch.from_numpy(words.astype(np.int64)).to(device) for words in (train[-1:], val))  # (1,), (M,)
@@ -183,7 +183,7 @@ class Transformer(nn.Module):
 
     def __init__(self, config, vocab_size):
         super().__init__()
-        self.bfloat16 = False  # multiply in this type: faster on a GPU that has it
+        self.bfloat16 = False  # multiply in this type: faster where the device has it
         self.embedding = nn.Embedding(vocab_size, config.channels)
         self.positions = nn.Embedding(config.block_size, config.channels)
         self.dropout = nn.Dropout(config.dropout)
@@ -296,7 +296,7 @@ def main(config: Config) -> dict[str, float]:
     if config.batch_size % world:
         raise UserError(f"--batch-size {config.batch_size} must be a multiple of the {world} processes")
     if len(x_val) <= world:
-        raise UserError(f"{len(val_words)} validation words are no --block-size for each process: raise --val-share")
+        raise UserError(f"{len(val_words)} validation words are too few for {world} processes: raise --val-share")
     print(f"data: {len(train_words)} training and {len(val_words)} validation tokens, vocabulary {VOCAB_SIZE}")
 
     prompt = torch.tensor(vocab.encode_ordinary(config.prompt.replace("\\n", "\n")), device=device)  # (P,)
@@ -306,9 +306,9 @@ def main(config: Config) -> dict[str, float]:
         raise UserError(f"--top-k {config.top_k} is more than the {vocab.n_vocab} words of the vocabulary")
 
     rows = config.batch_size // world  # of a step's samples that are this process's
-    parts = next(count for count in range(1, rows + 1) if rows % count == 0 and rows // count <= config.micro_batch)
-    words = config.batch_size * config.block_size  # of a step, whatever the number of processes
-    print(f"step: {words} words = {world} processes x {parts} parts x {rows // parts} samples x {config.block_size}")
+    parts = min(count for count in range(1, rows + 1) if rows % count == 0 and rows // count <= config.micro_batch)
+    total = config.batch_size * config.block_size  # words of a step, whatever the number of processes
+    print(f"step: {total} words = {world} processes x {parts} parts x {rows // parts} samples x {config.block_size}")
 
     if world > 1:
         with torch_run.meeting(config.timeout) as timeout:
@@ -330,7 +330,8 @@ def main(config: Config) -> dict[str, float]:
     counts = torch.from_numpy(np.bincount(train_words[:10_000_000], minlength=VOCAB_SIZE)) + 1  # (V,): none is 0
     baselines = {"unigram": -(counts / counts.sum()).log()[val_words.astype(int)].mean(), "ln V": np.log(VOCAB_SIZE)}
     with Run(config, baselines, device, state) if rank == 0 else nullcontext() as run:
-        steps = run.steps(config.steps, first) if run else range(first, 3 if config.dry_run else config.steps)
+        last = min(3, config.steps) if config.dry_run else config.steps
+        steps = run.steps(last, first) if run else range(first, last)
         seconds = -torch_run.clock(device)  # of training alone
         for step, index in zip(steps, batches(config, n, first, "cpu")):  # (B,)
             if step % config.eval_every == 0 and (step > first or not resumed):
@@ -341,9 +342,10 @@ def main(config: Config) -> dict[str, float]:
                     run.write_sample(f"step {step}", vocab.decode(sample(model, prompt, config, vocab).tolist()))
                     torch_run.save(run, step, None, model, *optimizers)
                 seconds -= torch_run.clock(device)
-            for group in [group for optimizer in optimizers for group in optimizer.param_groups]:
-                group["lr"] = learning_rate(config, step)
-            torch.manual_seed(hash((config.seed, step, rank)))  # of dropout, which so follows from these alone, too
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(config, step)
+            torch.manual_seed(hash((config.seed, step, rank)))  # of dropout; numbers have one hash in all processes
             loss = 0.0
             for part, places in enumerate(index[rank::world].chunk(parts)):  # (M,)
                 fast.require_backward_grad_sync = part == parts - 1  # the forward pass asks for it
@@ -353,7 +355,7 @@ def main(config: Config) -> dict[str, float]:
                 loss += part_loss.detach()
                 part_loss.backward()  # adds dL/dparam to the grad of every param
             if world > 1:
-                dist.all_reduce(loss)
+                dist.all_reduce(loss)  # which now is the sum of them all
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for optimizer in optimizers:
                 optimizer.step()
@@ -361,8 +363,8 @@ def main(config: Config) -> dict[str, float]:
             if run:
                 run.record(step, "train", loss=loss / world)
                 done, spent = step + 1 - first, seconds + time.perf_counter()
-                speed = torch_run.progress(done, config.steps - step - 1, words, spent, flops, device, world)
-                run.latest |= {"words": (step + 1) * words, **speed}
+                speed = torch_run.progress(done, config.steps - step - 1, total, spent, flops, device, world)
+                run.latest |= {"words": (step + 1) * total, **speed}
         seconds += torch_run.clock(device)
         val = evaluate(model, x_val[rank::world], y_val[rank::world])
         if world > 1:

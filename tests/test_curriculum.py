@@ -105,12 +105,16 @@ def test_top_readme():
     for exercise in BUILT:
         assert f"python {exercise.folder}/train.py" in text
     ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    for exercise in STEPS:
+        count = changed_lines(*(train_py(n).read_text(encoding="utf-8") for n in (exercise.parent, exercise.number)))
+        assert f"| {exercise.parent} → {exercise.number} | {count} | {exercise.budget} |" in text
     commands = re.findall(r"^    (pip install .*)$", text, re.M)
     assert len(commands) == 2
     assert commands[1] in ci  # CI runs the README's own test command
 
 
 def test_links_lead_somewhere():
-    for path in [ROOT / "README.md", *(ROOT / exercise.folder / "README.md" for exercise in BUILT)]:
+    pages = (ROOT / "common" / "cli" / "pages").glob("*.md")
+    for path in [ROOT / "README.md", *pages, *(ROOT / exercise.folder / "README.md" for exercise in BUILT)]:
         for target in re.findall(r"\]\((?!http)([^)#]+)\)", path.read_text(encoding="utf-8")):
             assert (path.parent / target).exists(), f"{path}: {target}"

@@ -46,7 +46,7 @@ def ex():
 
 @pytest.fixture
 def tokens(monkeypatch):
-    """Let the exercise read 2,000 made-up tokens, of which the second half is for validation in small steps."""
+    """Let the exercise read 3,000 made-up tokens, of which the last 400 are for validation."""
     words = np.random.default_rng(0).integers(0, 300, 3_000).astype(np.uint16)
     monkeypatch.setattr(owt, "read", lambda *args: (words[:2_600], words[2_600:], owt.encoding(dry_run=True)))
 
@@ -149,6 +149,7 @@ def test_compiled_and_in_parts_on_two_processes(ex, openwebtext, tmp_path):
     """As on GPUs: DistributedDataParallel around a compiled model (without a C++ compiler, around a plain one)."""
     result = torchrun(2, *flags_of(tmp_path / "two", openwebtext, "--compile", "--steps", 6))
     assert result.returncode == 0, result.stdout
+    assert ("not compiled" in result.stdout) == (shutil.which("g++") is None)
     train(ex, tmp_path / "one", data=openwebtext, steps=6, eval_every=EVERY)
     for split in ("train", "validation"):
         assert losses(tmp_path / "two", split) == pytest.approx(losses(tmp_path / "one", split), abs=1e-4)
@@ -221,8 +222,8 @@ def test_others_that_do_not_come(tmp_path):
     ("world", "flags", "message"),
     [
         (3, [], "--batch-size 8 must be a multiple of the 3 processes"),
-        (1_300, ["--batch-size", 1_300], "20000 validation words are no --block-size for each process"),
-        (1, ["--block-size", 20_000], "20000 validation words are no --block-size"),
+        (1_300, ["--batch-size", 1_300], "20000 validation words are too few for 1300 processes"),
+        (1, ["--block-size", 20_000], "20000 validation words are too few for 1 processes"),
     ],
 )
 def test_processes_that_do_not_fit(world, flags, message, tmp_path):
@@ -260,8 +261,7 @@ def test_checkpoint_that_one_host_does_not_see(monkeypatch, tmp_path):
 def test_16_equals_17(ex, tokens, monkeypatch, tmp_path):
     """The same initial weights, batches and losses, where text, vocabulary and optimizer are the same."""
     old = load(16)
-    words, _, _ = (torch.from_numpy(part.astype(np.int64)) for part in (*owt.read()[:2], np.zeros(1)))
-    val = torch.from_numpy(owt.read()[1].astype(np.int64))
+    words, val = (torch.from_numpy(part.astype(np.int64)) for part in owt.read()[:2])
     monkeypatch.setattr(old, "read_words", lambda config: (words, val, [chr(i) for i in range(300)]))
     monkeypatch.setattr(torch_run, "has_bfloat16", lambda device: False)
     monkeypatch.setattr(ex, "VOCAB_SIZE", 300)

@@ -4,6 +4,7 @@ import io
 import math
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -517,7 +518,7 @@ def test_best_is_the_least_validation_loss(ex, text, tmp_path, monkeypatch):
 # torch.compile
 
 
-def test_compiled_model_is_the_same(ex):
+def test_compiled_model_is_the_same(ex, capsys):
     """Where there is no C++ compiler this is the fallback, which is the same, too."""
     config, model = new_model(ex, dropout=0.5, layers=1)
     words = torch.randint(50, (4, 17))
@@ -526,6 +527,7 @@ def test_compiled_model_is_the_same(ex):
     expected = torch.rand(3)
     torch.manual_seed(3)
     fast = torch_run.compiled(model, lambda model: model(x, y))
+    assert ("not compiled" in capsys.readouterr().err) == (shutil.which("g++") is None)
     assert torch.equal(torch.rand(3), expected)  # nothing was drawn
     assert all(param.grad is None for param in model.parameters())
     fast.eval()

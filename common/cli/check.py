@@ -64,7 +64,7 @@ def findings(exercise: Exercise, folder: Folder, temporary: Path, dry_run: bool,
     there = {"metrics.csv": ran.series, "result.json": ran.result}
     if "plot_loss(" in reference:
         there["loss.png"] = any(name == "loss.png" for name, _, _ in ran.pictures)
-    if "run.sample(" in reference:
+    if re.search(r"run\.(write_)?sample\(", reference):
         there["samples.txt"] = ran.samples
     missing = ", ".join(name for name, found in there.items() if not found)
     yield verdict(not missing, f"it writes {', '.join(there)}", f"it does not write {missing} into --out")
