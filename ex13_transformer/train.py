@@ -38,7 +38,7 @@ class Config:
     bias: bool = True  # biases in linear layers and norms
     dropout: float = 0.1  # share of the embeddings and hidden units that is set to 0 in training
     batch_size: int = 16  # samples per step, B
-    steps: int = 5_000  # updates of the parameters (514 of them show every word once)
+    steps: int = 5_000  # updates of the parameters (514 of them show as many words as there are)
     learning_rate: float = 0.001  # largest step size of AdamW
     warmup_steps: int = 200  # steps in which it rises to that; then it falls to 0 along a half cosine
     weight_decay: float = 0.1  # AdamW pulls the parameters towards 0 by this times the learning rate at every step

@@ -62,7 +62,7 @@ class Config:
     dry_run: bool = False  # three steps only, to see that everything works
 
     def __post_init__(self):
-        check_config(self, area=(0.01, 1), dropout=(0, 0.9), smoothing=(0, 1), weight_decay=0, ema=(0, 1), workers=0)
+        check_config(self, area=(0.01, 1), dropout=(0, 0.99), smoothing=(0, 1), weight_decay=0, ema=(0, 1), workers=0)
         if self.dry_run:
             self.steps = min(self.steps, DRY_RUN_STEPS)
 

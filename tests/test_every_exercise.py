@@ -1,4 +1,4 @@
-"""The promises that every train.py makes (docstring: DESIGN), checked from outside, in processes of their own."""
+"""The promises that every train.py makes, checked from outside, in processes of their own."""
 
 import contextlib
 import dataclasses
@@ -9,11 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import tyro
 from helpers import BUILT, load, numbers, one_sentence, read_metrics, run, train_py
 
+from common import data
 from common.curriculum import ROOT
 
 
@@ -262,3 +265,30 @@ def test_second_run_starts_anew(tmp_path):
 def test_default_out_is_the_folder_of_the_exercise():
     for exercise in BUILT:
         assert load(exercise.number).Config().out == ROOT / exercise.folder / "out"
+
+
+@pytest.mark.parametrize("number", range(7, 15))
+def test_choose_keeps_the_test_set_out(number, mnist, shakespeare, monkeypatch):
+    """What tests/bench/choose.py trains and scores on is the training set's nine tenths and its last one."""
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "bench"))
+    import choose
+
+    for name in ("mnist", "shakespeare"):
+        monkeypatch.setattr(data, name, getattr(data, name))  # which choose.py replaces
+    (images, _), _ = data.mnist()
+    words = data.split_words(data.shakespeare())
+    seen = []
+
+    def main(config):
+        seen.append(data.mnist() if number not in (11, 12, 13) else data.split_words(data.shakespeare()))
+        print("seconds=1")
+        return {"test_accuracy": 0.5, "test_loss": 1.0}
+
+    monkeypatch.setattr(choose, "load", lambda number: SimpleNamespace(main=main, Config=load(7).Config))
+    choose.main(choose.Config(number, seeds=1))
+    if number in (11, 12, 13):
+        assert seen[0] == words[: len(words) * 9 // 10]
+    else:
+        (train, _), (held_out, _) = seen[0]
+        assert (len(train), len(held_out)) == (54_000, 6_000)
+        assert np.array_equal(np.concatenate([train, held_out]), images)
