@@ -529,6 +529,21 @@ def judged(series: dict, **result) -> dict[str, str]:
     return {f"{finding.mark} {finding.text}": finding.hint for finding in judge.judge(find_exercise(8), made)}
 
 
+@pytest.mark.parametrize("number", [15, 16, 17])
+def test_a_run_with_other_data_is_not_compared(number):
+    """The README's figure is of a sample, or of a preset for CPUs: only such a run can fall short of it."""
+    metric = course.expected(find_exercise(number))[0].metric
+    measured = {"data": "data/imagenet_sample", "preset": "nanogpt-cpu"} | (
+        {"data": "openwebtext_sample"} if number == 17 else {}
+    )
+    marks = {}
+    for name, config in (("same", measured), ("other", {"data": None, "preset": "nanogpt"})):
+        record = RESULT | {"metrics": {metric: 0.0 if "accuracy" in metric else 99.0}, "config": config}
+        findings = judge.judge(find_exercise(number), folder.Folder(ROOT, "", result=record, series={}))
+        marks[name] = [finding.mark for finding in findings if "expected" in finding.text][:1]
+    assert marks == {"same": ["short"], "other": ["note"]}
+
+
 def test_hints():
     falling = [(step, 2.3 - step / 100) for step in range(200)]
     assert all(found.startswith("ok ") for found in judged({("train", "loss"): falling}))
