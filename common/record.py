@@ -251,7 +251,7 @@ def clean_exit() -> Iterator[None]:
         if not isinstance(error, MemoryError) and not any(words in str(error).lower() for words in OUT_OF_MEMORY):
             raise
         reason = (str(error).splitlines() or ["no more is known"])[0]
-        sys.exit(f"error: out of memory ({reason}): lower the sizes, --batch-size (or --micro-batch) first")
+        sys.exit(f"error: out of memory ({reason}): lower the sizes, --batch-size first (or --micro-batch)")
     except BrokenPipeError:  # whoever read our output, `| head` for instance, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
