@@ -1,5 +1,6 @@
 """What long runs in torch need: checkpoints, a compiled model where there can be one, how fast they are."""
 
+import atexit
 import os
 import pickle
 import sys
@@ -159,6 +160,18 @@ def place(device) -> tuple[int, int, object]:
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     return rank, world, device
+
+
+def leave() -> None:
+    """Take leave of the other processes. All but the first then end at once where Python would tidy up.
+
+    gloo's threads may still hold a tensor, and abort the process when they let go of it after Python has ended.
+    """
+    import torch.distributed as dist
+
+    dist.destroy_process_group()
+    if int(os.environ.get("RANK", 0)):
+        atexit.register(os._exit, 0)
 
 
 @contextmanager

@@ -368,7 +368,7 @@ def main(config: Config) -> dict[str, float]:
         seconds += torch_run.clock(device)
         val = evaluate(model, x_val[rank::world], y_val[rank::world])
         if world > 1:
-            dist.destroy_process_group()  # all is said
+            torch_run.leave()  # all is said
         if not run:
             return {}
         run.record(step + 1, "validation", **val)
