@@ -1,5 +1,6 @@
 """What the tests and the benches share."""
 
+import contextlib
 import csv
 import importlib.util
 import subprocess
@@ -8,8 +9,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 from common.curriculum import EXERCISES, ROOT, find_exercise
+from common.record import Run
 
 BUILT = [exercise for exercise in EXERCISES if (ROOT / exercise.folder / "train.py").exists()]
 
@@ -27,6 +30,20 @@ def one_sentence(result: subprocess.CompletedProcess, *words: str) -> None:
 def train_py(number: int) -> Path:
     """Return the path of an exercise's train.py."""
     return ROOT / find_exercise(number).folder / "train.py"
+
+
+def load_beside(number: int, name: str) -> ModuleType:
+    """Return a program that lies beside an exercise's train.py, and imports it, as a module; both are loaded anew."""
+    folder = str(train_py(number).parent)
+    for module in ("train", name):
+        sys.modules.pop(module, None)
+    sys.path.insert(0, folder)
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(folder)
+        for module in ("train", name):
+            sys.modules.pop(module, None)
 
 
 def load(number: int) -> ModuleType:
@@ -55,3 +72,35 @@ def read_metrics(out: Path) -> dict[tuple[str, str], dict[int, float]]:
         assert None not in row.values()
         series.setdefault((row["split"], row["metric"]), {})[int(row["step"])] = float(row["value"])
     return series
+
+
+@contextlib.contextmanager
+def cut_off(step: int):
+    """End the training inside as Ctrl-C does, when it records what was measured at a step."""
+    record = Run.record
+
+    def stop(self, at, split, **metrics):
+        if at == step:
+            raise KeyboardInterrupt
+        record(self, at, split, **metrics)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Run, "record", stop)
+        yield
+
+
+def check_causality(model, words: torch.Tensor) -> None:
+    """Check that each word (B, T) of 50 changes the logits of its own place and of all later ones, and no others."""
+    logits = model(words)
+    for t in range(words.shape[1]):
+        changed = words.clone()
+        changed[:, t] = (changed[:, t] + 1) % 50
+        other = model(changed)
+        assert torch.equal(other[:, :t], logits[:, :t])
+        assert (other[:, t:] != logits[:, t:]).any(-1).all()
+
+
+def machine() -> str:
+    """Return what a figure of torch was measured on and with."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    return f"{device}, torch {torch.__version__}, Python {sys.version.split()[0]}"

@@ -13,7 +13,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from helpers import load, one_sentence, read_metrics, run, train_py
+from helpers import check_causality, cut_off, load, load_beside, one_sentence, read_metrics, run, train_py
 
 from common import UserError, torch_run
 from common.record import Run
@@ -30,18 +30,9 @@ def ex():
 
 
 @pytest.fixture
-def script(monkeypatch):
+def script():
     """Return a function that loads one of the programs beside train.py."""
-    monkeypatch.syspath_prepend(FOLDER)
-
-    def load_script(name):
-        for module in ("train", "sample", "pretrained"):
-            sys.modules.pop(module, None)
-        return __import__(name)
-
-    yield load_script
-    for module in ("train", "sample", "pretrained"):
-        sys.modules.pop(module, None)
+    return lambda name: load_beside(16, name)
 
 
 def new_model(ex, vocab_size=50, **fields):
@@ -82,15 +73,8 @@ def test_13_equals_16(ex, bias):
 
 
 def test_causality(ex):
-    config, model = new_model(ex)
-    words = torch.randint(50, (4, 16))
-    logits = model(words)
-    for t in range(16):
-        changed = words.clone()
-        changed[:, t] = (changed[:, t] + 1) % 50
-        other = model(changed)
-        assert torch.equal(other[:, :t], logits[:, :t])
-        assert (other[:, t:] != logits[:, t:]).any(-1).all()
+    _, model = new_model(ex)
+    check_causality(model, torch.randint(50, (4, 16)))
 
 
 def test_dropout_is_there_in_training_alone(ex):
@@ -167,7 +151,9 @@ def gpt2(transformers, **options):
 
 @pytest.fixture(scope="module")
 def transformers():
-    return pytest.importorskip("transformers")
+    import transformers
+
+    return transformers
 
 
 def test_from_transformers(ex, script, transformers, tmp_path):
@@ -360,21 +346,12 @@ def test_losses_on_a_gpu_are_read_later(ex, tmp_path):
 
 
 @pytest.mark.parametrize("cut", [9, 13])
-def test_exact_resume(ex, text, tmp_path, monkeypatch, cut):
+def test_exact_resume(ex, text, tmp_path, cut):
     """A run that stops in the middle goes on as if it had not: the same files, the same weights."""
     fields = {"text": text, "steps": 16, "eval_every": 4, "learning_rate": 0.01}
     train(ex, tmp_path / "whole", **fields)
-    record = Run.record
-
-    def stop(self, step, split, **metrics):
-        if step == cut:
-            raise KeyboardInterrupt
-        record(self, step, split, **metrics)
-
-    monkeypatch.setattr(Run, "record", stop)
-    with pytest.raises(KeyboardInterrupt):
+    with cut_off(cut):
         train(ex, tmp_path / "cut", **fields)
-    monkeypatch.undo()
     assert torch_run.load(ex.Config, tmp_path / "cut" / "checkpoint.pt")["step"] == cut // 4 * 4
     torch.manual_seed(1234)
     train(ex, tmp_path / "cut", **fields, resume=True)

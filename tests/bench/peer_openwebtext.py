@@ -32,7 +32,7 @@ import tyro
 from tyro.conf import Positional
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from helpers import load, read_metrics
+from helpers import load, load_beside, read_metrics
 
 from common import data, openwebtext
 from common.record import clean_exit, torch_device
@@ -135,12 +135,6 @@ def tokenise(config: Config) -> None:
                 subprocess.run([sys.executable, __file__, "tokenise"], check=True, env=os.environ | {"TOKENISE": job})
 
 
-NAMES = {  # of the parts of a model: ours, theirs
-    **{"embedding": "wte", "positions": "wpe", "blocks": "h", "norm1": "ln_1", "attention": "attn", "qkv": "c_attn"},
-    **{"out": "c_proj", "norm2": "ln_2", "up": "mlp.c_fc", "down": "mlp.c_proj", "norm": "ln_f"},
-}
-
-
 def their_model(checkout: Path, config, model):
     """Return nanoGPT's model with the weights of ours."""
     sys.path.insert(0, str(checkout))
@@ -152,7 +146,7 @@ def their_model(checkout: Path, config, model):
         theirs = GPT(GPTConfig(**sizes, dropout=config.dropout, bias=config.bias))
     state = theirs.state_dict()
     for name, param in model.named_parameters():
-        state["transformer." + ".".join(NAMES.get(part, part) for part in name.split("."))] = param.detach()
+        state[f"transformer.{load_beside(16, 'pretrained').their_name(name)}"] = param.detach()
     theirs.load_state_dict(state | {"lm_head.weight": model.embedding.weight.detach()})
     return theirs
 

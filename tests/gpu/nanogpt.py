@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 import tyro
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
+from helpers import machine
 from peer_nanogpt import HEAD, least_statistic, ours, prepare, row, their_loss, theirs
 
 from common.record import clean_exit
@@ -79,8 +79,7 @@ def many(name, flags, seeds):
 
 def main(config: Config) -> None:
     dry = ["--dry-run", "--channels", "24", "--layers", "1", "--batch-size", "4"] if config.dry_run else []
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    print(f"{device}, torch {torch.__version__}, Python {sys.version.split()[0]}")
+    print(machine())
     if "peer" in config.tables:
         peer(config, dry)
     head = "| | last loss | least loss, chosen by validation | seconds in all |\n|---|---|---|---|"

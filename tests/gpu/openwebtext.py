@@ -19,12 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
 import tyro
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
-from helpers import train_py
+from helpers import machine, train_py
 from peer_openwebtext import losses
 
 from common import data, openwebtext
@@ -108,8 +107,7 @@ def speed(config, dry):
 
 def main(config: Config) -> None:
     dry = ["--dry-run", "--channels", "16", "--layers", "1", "--batch-size", "4"] if config.dry_run else []
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    print(f"{device}, torch {torch.__version__}, Python {sys.version.split()[0]}")
+    print(machine())
     if "speed" in config.tables:
         speed(config, dry)
     if "losses" in config.tables:
