@@ -214,7 +214,7 @@ def _name(path: Path | None, whole: bool, val_share: float | None) -> str:
 if __name__ == "__main__":
     import tyro
 
-    from common.record import clean_exit
+    from common.program import clean_exit
 
     with clean_exit():
         train, val, _ = tyro.cli(read)

@@ -248,7 +248,7 @@ def save(figure: Figure, path: Path) -> None:
 if __name__ == "__main__":
     import tyro
 
-    from common.record import clean_exit
+    from common.program import clean_exit
 
     with clean_exit():
         tyro.cli(plot_runs)

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from common.record import Run, check_config, clean_exit
+from common.program import check_config, clean_exit
+from common.record import Run
 
 
 @dataclass

@@ -24,7 +24,8 @@ import tyro
 
 from common import UserError, data
 from common.plotting import plot_loss
-from common.record import Run, check_config, clean_exit, jax_device
+from common.program import check_config, clean_exit, jax_device
+from common.record import Run
 
 
 @dataclass
@@ -133,7 +134,7 @@ def main(config: Config) -> dict[str, float]:
         test = evaluate(params, x_test, y_test)
         run.record(step + 1, "test", **test)
         metrics = run.finish(test_loss=test["loss"], test_accuracy=test["accuracy"])
-    plot_loss(config.out, "nats per image", log="y")
+    plot_loss(run.out, "nats per image", log="y")
     return metrics
 
 

@@ -16,7 +16,7 @@ import tyro
 from matplotlib.figure import Figure
 
 from common.plotting import CLASSES, save
-from common.record import check_config, clean_exit
+from common.program import check_config, clean_exit
 
 KINDS = {
     "with shortcuts, and 0 as the last scale of a block": (True, 0.0),

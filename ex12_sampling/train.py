@@ -26,7 +26,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from common import UserError, data
 from common.plotting import plot_loss
-from common.record import Run, check_config, clean_exit, torch_device
+from common.program import check_config, clean_exit, torch_device
+from common.record import Run
 
 
 @dataclass
@@ -201,7 +202,7 @@ def main(config: Config) -> dict[str, float]:
         metrics = run.finish(
             test_loss=test["loss"], test_perplexity=np.exp(test["loss"]), test_accuracy=test["accuracy"]
         )
-    plot_loss(config.out, "nats per word")
+    plot_loss(run.out, "nats per word")
     return metrics
 
 

@@ -26,7 +26,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from common import UserError, data
 from common.plotting import plot_attention, plot_loss
-from common.record import Run, check_config, clean_exit, torch_device
+from common.program import check_config, clean_exit, torch_device
+from common.record import Run
 
 
 @dataclass
@@ -253,10 +254,10 @@ def main(config: Config) -> dict[str, float]:
         metrics = run.finish(
             test_loss=test["loss"], test_perplexity=np.exp(test["loss"]), test_accuracy=test["accuracy"]
         )
-    plot_loss(config.out, "nats per word")
+    plot_loss(run.out, "nats per word")
     model.eval()(x_test[:1, :20])  # which leaves its attention weights behind
     patterns = [block.attention.weights[0].detach().cpu() for block in model.blocks]  # each (A, 20, 20)
-    plot_attention(config.out, patterns, [vocab[word] for word in x_test[0, :20]])
+    plot_attention(run.out, patterns, [vocab[word] for word in x_test[0, :20]])
     return metrics
 
 

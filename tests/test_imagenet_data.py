@@ -189,7 +189,7 @@ def test_other_files_are_no_images(folder):
 PREPARE = """
 import sys
 from common import imagenet
-from common.record import clean_exit
+from common.program import clean_exit
 imagenet.SHARD = 4
 with clean_exit():
     imagenet.prepare(sys.argv[1], workers=int(sys.argv[2]))
@@ -481,7 +481,7 @@ import jax
 import numpy as np
 from itertools import repeat
 from common import imagenet
-from common.record import clean_exit
+from common.program import clean_exit
 
 if __name__ == "__main__":
     with clean_exit():

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from helpers import load, read_metrics
 
 from common import UserError, data
-from common.record import jax_device
+from common.program import jax_device
 
 
 def twins(hidden=32, layers=3):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from helpers import load, read_metrics
 
 from common import UserError
-from common.record import torch_device
+from common.program import torch_device
 
 
 def test_data_are_what_the_lesson_says(mnist):

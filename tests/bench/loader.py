@@ -20,7 +20,7 @@ import tyro
 from PIL import Image
 
 from common import data, imagenet
-from common.record import clean_exit
+from common.program import clean_exit
 
 
 @dataclass

@@ -25,7 +25,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from helpers import load
 
-from common.record import clean_exit
+from common.program import clean_exit
 
 
 @dataclass

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
 from helpers import machine
 from peer_nanogpt import HEAD, least_statistic, ours, prepare, row, their_loss, theirs
 
-from common.record import clean_exit
+from common.program import clean_exit
 
 CANDIDATES = (  # flags beside --preset best, which has dropout 0.4 and 3,000 steps
     "",

@@ -27,7 +27,7 @@ from helpers import machine, train_py
 from peer_openwebtext import losses
 
 from common import data, openwebtext
-from common.record import clean_exit
+from common.program import clean_exit
 
 TOKENS = 480 * 1024  # of a step
 
