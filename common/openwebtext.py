@@ -129,7 +129,7 @@ def documents_of(source: str, versions: tuple) -> Iterator[dict[str, str]]:
             for place, row in _rows(Path(name)):
                 row = json.loads(row) if isinstance(row, str) else row
                 if not isinstance(row, dict) or "text" not in row:
-                    found = ", ".join(row)[:100] if isinstance(row, dict) else type(row).__name__
+                    found = repr(list(row))[:100] if isinstance(row, dict) else type(row).__name__
                     raise ValueError(f'it has {found}, but no "text"')
                 text = row["text"]
                 if not isinstance(text, str):
@@ -204,7 +204,7 @@ def tokenise(documents, path: Path) -> int:
     Threads do the work, since tiktoken does not hold Python's lock; DOCUMENTS texts at most are in memory at once.
     """
     part, note = path.with_suffix(".part"), path.with_suffix(".json")
-    done = _progress(part, note, len(documents))
+    done = _progress(part, note)
     gpt2, cores = encoding(), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
     def encode(texts):
@@ -297,10 +297,13 @@ def _is_prepared(folder: Path) -> bool:
     return bool(counts) and all(file.exists() and file.stat().st_size == 2 * counts[file.stem] > 0 for file in files)
 
 
-def _progress(part: Path, note: Path, most: int) -> dict[str, int]:
-    """Return how many documents, and tokens of them, a run that was cut off has left; none where they do not agree."""
+def _progress(part: Path, note: Path) -> dict[str, int]:
+    """Return how many documents, and tokens of them, a run that was cut off has left: none where note and file differ.
+
+    Each document ends with an end-of-text, and none has one inside: as many as the note says must be in the file.
+    """
     done = _read_json(note, "documents", "tokens")
-    if done and done["documents"] <= most and part.exists() and part.stat().st_size >= 2 * done["tokens"] > 0:
+    if done and part.exists() and part.stat().st_size >= 2 * done["tokens"] > 0:
         words = np.memmap(part, np.uint16, "r", shape=done["tokens"])
         ends = sum(np.count_nonzero(words[i : i + 10_000_000] == END_OF_TEXT) for i in range(0, len(words), 10_000_000))
         if ends == done["documents"] and words[-1] == END_OF_TEXT:
@@ -364,7 +367,7 @@ def _why(error: BaseException) -> str:
     if isinstance(error, UnicodeError):
         return "it is not UTF-8"
     text = str(getattr(error, "strerror", None) or error).split(": line 1 column")[0]  # of a line of JSON
-    return (text.splitlines() or [type(error).__name__])[0]
+    return (text.splitlines() or [type(error).__name__])[0][:200]
 
 
 if __name__ == "__main__":
