@@ -100,24 +100,24 @@ def load_documents(path: Path | None, whole: bool):
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     cache = str(data_dir() / "openwebtext" / "cache")
-    if path is None and whole:
-        try:
-            documents = datasets.load_dataset(REPOSITORY, revision=REVISION, split="train", cache_dir=cache)
-        except Exception as error:  # of datasets, pyarrow, fsspec, requests, each with classes of its own
-            raise DataError(
-                f"cannot get {REPOSITORY} from huggingface.co ({_why(error.__cause__ or error)}): mend that and run "
-                "again, which goes on where it was, or give documents of your own with --data"
-            ) from None
-        return documents.select_columns("text")
-    files, passed_over = _files(path) if path else ([_first_file()], "")
-    if passed_over:
-        print(f"{path}: {len(files)} files of documents; passed over {passed_over}", flush=True)
-    features = datasets.Features({"text": datasets.Value("large_string")})  # of texts of more than 2 GB together
-    options = {"source": str(path), "versions": _versions(files)}  # by which datasets' cache knows them again
     try:
+        if path is None and whole:
+            documents = datasets.load_dataset(REPOSITORY, revision=REVISION, split="train", cache_dir=cache)
+            return documents.select_columns("text")
+        files, passed_over = _files(path) if path else ([_first_file()], "")
+        if passed_over:
+            print(f"{path}: {len(files)} files of documents; passed over {passed_over}", flush=True)
+        features = datasets.Features({"text": datasets.Value("large_string")})  # of texts of more than 2 GB together
+        options = {"source": str(path), "versions": _versions(files)}  # by which datasets' cache knows them again
         return datasets.Dataset.from_generator(documents_of, features, cache, gen_kwargs=options)
-    except datasets.exceptions.DatasetGenerationError as error:
-        raise (error.__cause__ or error) from None  # our DataError, or the OSError of a full disk
+    except Exception as error:  # of datasets, pyarrow, fsspec, requests, each with classes of its own
+        cause = error.__cause__ or error
+        if isinstance(cause, DataError):
+            raise cause from None
+        raise DataError(
+            f"cannot prepare the documents of {path or REPOSITORY} in {cache} ({_why(cause)}): mend that, or delete "
+            "what is damaged there, and run again, or give other documents with --data"
+        ) from None
 
 
 def documents_of(source: str, versions: tuple) -> Iterator[dict[str, str]]:
@@ -188,7 +188,7 @@ def prepare(folder: Path, documents, val_share: float | None, whole: bool) -> No
     share = val_share or (0.0005 if count >= 100_000 else 0.02)
     if math.ceil(share * count) == count:
         raise DataError(f"--val-share {share} of {count} documents leaves none to train on: lower it")
-    splits = documents.train_test_split(test_size=share, seed=2357, shuffle=True)
+    splits = documents.train_test_split(test_size=share, seed=2357, shuffle=True, load_from_cache_file=False)
     counts = {
         name: tokenise(splits[key], folder / f"{name}.bin") for name, key in (("val", "test"), ("train", "train"))
     }

@@ -520,8 +520,30 @@ def test_disk_is_full(here, done):
 resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, 2_000))
 with record.clean_exit(): openwebtext.read(Path({str(path)!r}), val_share=0.5)"""
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    one_sentence(result, "error: cannot use", "(File too large): mend that, or set RAMPUP_DATA to another folder")
+    if done:
+        one_sentence(result, "error: cannot use", "(File too large): mend that, or set RAMPUP_DATA to another folder")
+    else:
+        one_sentence(result, f"error: cannot prepare the documents of {path} in", "(File too large): mend that, or")
     assert ("tokenising" in result.stdout) == done
+
+
+def test_damaged_cache(here):
+    """What `datasets` has kept of the documents is a copy, which the user may delete; its order is made anew anyway."""
+    path = write_documents(here / "docs.jsonl", TEXTS)
+    owt.read(path)
+    copies = sorted((here / "data").rglob("*.arrow"))
+    assert len(copies) == 2
+    for copy in copies:
+        content = copy.read_bytes()
+        copy.unlink()  # it is memory-mapped
+        copy.write_bytes(b"")
+        shutil.rmtree(next((here / "data").rglob("tokens.json")).parent)
+        if copy.name.startswith("generator-"):
+            with pytest.raises(DataError, match=r"the documents of .*docs.jsonl in .*cache \(.*delete what is damaged"):
+                owt.read(path)
+            copy.unlink()
+            copy.write_bytes(content)
+        assert read_texts(path) == sorted(TEXTS)
 
 
 def test_whole_set_is_counted(here, monkeypatch, capsys):
