@@ -530,9 +530,9 @@ with record.clean_exit(): openwebtext.read(Path({str(path)!r}), val_share=0.5)""
 def test_damaged_cache(here):
     """What `datasets` has kept of the documents is a copy, which the user may delete; its order is made anew anyway."""
     path = write_documents(here / "docs.jsonl", TEXTS)
-    owt.read(path)
+    owt.read(path, val_share=0.3)
     copies = sorted((here / "data").rglob("*.arrow"))
-    assert len(copies) == 2
+    assert len(copies) == 3
     for copy in copies:
         content = copy.read_bytes()
         copy.unlink()  # it is memory-mapped
@@ -540,10 +540,10 @@ def test_damaged_cache(here):
         shutil.rmtree(next((here / "data").rglob("tokens.json")).parent)
         if copy.name.startswith("generator-"):
             with pytest.raises(DataError, match=r"the documents of .*docs.jsonl in .*cache \(.*delete what is damaged"):
-                owt.read(path)
+                owt.read(path, val_share=0.3)
             copy.unlink()
             copy.write_bytes(content)
-        assert read_texts(path) == sorted(TEXTS)
+        assert read_texts(path, val_share=0.3) == sorted(TEXTS)
 
 
 def test_whole_set_is_counted(here, monkeypatch, capsys):
