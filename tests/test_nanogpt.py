@@ -4,6 +4,7 @@ import io
 import math
 import os
 import pickle
+import random
 import shutil
 import signal
 import subprocess
@@ -451,6 +452,108 @@ def test_checkpoints_that_are_refused(ex, text, tmp_path):
     one_sentence(run(16, "--resume", "--out", out), "checkpoint.pt is damaged, or no checkpoint")
     assert not (tmp_path / "trapped").exists()
     one_sentence(run(16, "--resume", "--out", tmp_path / "none"), "there is no checkpoint", "without --resume first")
+
+
+def test_flipped_bits(ex, text, tmp_path):
+    """A checkpoint with any bit flipped is refused or, where the bit is in no data, the same."""
+    train(ex, tmp_path, text=text, steps=2)
+    path = tmp_path / "checkpoint.pt"
+    content, whole = path.read_bytes(), checkpoint.read_torch(ex.Config, path)
+    refused = 0
+    for byte in random.Random(0).sample(range(len(content)), 150):
+        path.write_bytes(content[:byte] + bytes([content[byte] ^ 16]) + content[byte + 1 :])
+        try:
+            found = checkpoint.read_torch(ex.Config, path)
+        except UserError as error:
+            assert "is damaged" in str(error)
+            refused += 1
+        else:
+            assert found["step"] == whole["step"]
+            assert all(torch.equal(found["model"][name], value) for name, value in whole["model"].items())
+    assert refused > 75
+
+
+def changed(key, value):
+    def change(state):
+        *keys, last = [int(part) if part.isdigit() else part for part in key.split("/")]
+        for part in keys:
+            state = state[part]
+        if value is KeyError:
+            del state[last]
+        else:
+            state[last] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(changed(key, KeyError) for key in ("step", "run", "vocab", "rng", "optimizers", "model", "config/layers")),
+        *(changed(key, KeyError) for key in ("run/sizes", "run/least", "run/latest", "optimizers/0/3")),
+        *(changed("step", value) for value in (-1, "two", 1.5, None, [2])),
+        *(changed("run/sizes", value) for value in ({"metrics.csv": -5}, {"metrics.csv": "all"}, 7, {"x": 1e99})),
+        *(changed("run/seconds", value) for value in (float("nan"), "long", None)),
+        *(changed("config/layers", value) for value in ("4", True, 0, None)),
+        *(changed("config/dropout", value) for value in ("0.1", float("nan"))),
+        *(changed("vocab", value) for value in ("abc", [1, 2], {})),
+        *(changed("model", value) for value in ({}, [], {"embedding.weight": torch.ones(3)})),
+        *(changed("model/norm.weight", value) for value in (torch.full((16,), torch.nan), torch.ones(17), 3, None)),
+        *(changed("optimizers", value) for value in ([], [{}], [{"a": 1}], None, 5)),
+        *(changed("rng", value) for value in (None, torch.ones(3), torch.zeros(5, dtype=torch.uint8))),
+        *(changed("cuda_rng", value) for value in (None, 3)),
+    ],
+)
+def test_nothing_in_a_checkpoint_is_believed(ex, text, tmp_path, change):
+    """What is missing, or of another shape or type, is refused in one sentence, and no other file is touched."""
+    train(ex, tmp_path / "out", text=text, steps=2)
+    path = tmp_path / "out" / "checkpoint.pt"
+    state = torch.load(path, weights_only=True)
+    change(state)
+    torch.save(state, path)
+    before = {file: file.read_bytes() for file in (tmp_path / "out").iterdir()}
+    with pytest.raises(UserError, match="checkpoint.pt is (damaged, or no checkpoint|of a text with another)"):
+        train(ex, tmp_path / "out", text=text, steps=4, resume=True)
+    assert {file: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before
+
+
+def test_a_checkpoint_names_no_file_elsewhere(ex, text, tmp_path):
+    train(ex, tmp_path / "out", text=text, steps=2)
+    (tmp_path / "precious").write_text("a file outside --out")
+    path = tmp_path / "out" / "checkpoint.pt"
+    state = torch.load(path, weights_only=True)
+    state["run"]["sizes"]["../precious"] = 10
+    torch.save(state, path)
+    train(ex, tmp_path / "out", text=text, steps=4, resume=True)
+    assert (tmp_path / "precious").read_text() == "a file outside --out"
+
+
+def test_a_run_that_stopped_before_its_end_is_finished(ex, text, tmp_path, monkeypatch):
+    """After the last checkpoint, wherever it was: --resume writes what is missing, and nothing twice."""
+    fields = {"text": text, "steps": 6, "eval_every": 2}
+    train(ex, tmp_path / "whole", **fields)
+    files = ("metrics.csv", "samples.txt")
+    whole = [(tmp_path / "whole" / name).read_bytes() for name in files]
+    for number, place in enumerate(("Run.finish", "Run.sample", "Run.record", "evaluate", "plot_loss")):
+        out = tmp_path / str(number)
+        holder, name = (Run, place[4:]) if place.startswith("Run.") else (ex, place)
+        true = getattr(holder, name)
+
+        def stop(*args, _true=true, _out=out, **kwargs):
+            saved = _out / "checkpoint.pt"
+            if saved.exists() and checkpoint.read_torch(ex.Config, saved)["step"] == 6:
+                raise KeyboardInterrupt
+            return _true(*args, **kwargs)
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(holder, name, stop)
+            train(ex, out, **fields)
+        assert not (out / "loss.png").exists()
+        metrics = train(ex, out, **fields, resume=True)
+        assert metrics["validation_loss"] == read_metrics(out)["validation", "loss"][6]
+        assert (out / "result.json").exists()
+        assert (out / "loss.png").exists()
+        assert [(out / name).read_bytes() for name in files] == whole
 
 
 def test_a_new_run_removes_the_old_checkpoint(ex, text, tmp_path):
