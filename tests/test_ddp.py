@@ -179,6 +179,27 @@ def test_killed_worker(openwebtext, two_processes, tmp_path):
         assert (tmp_path / name).read_bytes() == (two_processes / name).read_bytes()
 
 
+@pytest.mark.parametrize("whom", ["torchrun", "one worker"])
+def test_sigterm(openwebtext, two_processes, tmp_path, whom):
+    """Both processes save after the same step and end with 143; whoever goes on leaves the unbroken run's files."""
+
+    def terminate(process):
+        wait_for(lambda: has_row(tmp_path, 13))
+        os.kill(process.pid if whom == "torchrun" else workers(process)[-1], signal.SIGTERM)
+
+    result = torchrun(2, *flags_of(tmp_path, openwebtext), during=terminate)
+    assert result.returncode != 0
+    assert result.stdout.count("ended by SIGTERM: what was recorded so far is in") == 1  # by one of them
+    if whom != "torchrun":  # which else reports its own end alone
+        assert result.stdout.count("exitcode  : 143") >= 1
+    step = step_of(tmp_path)
+    assert 14 <= step < STEPS
+    assert list(read_metrics(tmp_path)["train", "loss"]) == list(range(step))
+    assert torchrun(2, *flags_of(tmp_path, openwebtext), "--resume", "yes").returncode == 0
+    for name in ("metrics.csv", "samples.txt"):
+        assert (tmp_path / name).read_bytes() == (two_processes / name).read_bytes()
+
+
 def test_killed_on_one_of_two_hosts(openwebtext, two_processes, tmp_path):
     """Each of two torchruns counts its own failures, so the numbers of restarts differ; both go on all the same."""
     with socket.socket() as free:
