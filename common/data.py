@@ -44,7 +44,7 @@ SHAKESPEARE = ("86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed
 TIMEOUT, LEAST = 30.0, 10_000  # a mirror that sends fewer than so many bytes in so many seconds is given up
 LARGEST = 2 * 2**30  # bytes of a file whose size is not known: where a mirror that never ends is cut off
 # A character of the scripts that leave no space between words, or of their punctuation, is a word by itself.
-SPACELESS = r"[\p{Han}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\u3001-\u30ff\uff00-\uffef]"
+SPACELESS = r"(?!\p{M})[\p{Han}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\u3001-\u30ff\uff00-\uffef]"
 WORD = regex.compile(rf"(?:(?!{SPACELESS})[\p{{L}}\p{{M}}'’])+|\n|[^\s\ufeff]\p{{M}}*")  # M: marks; ufeff: a BOM
 
 
@@ -146,13 +146,12 @@ def prompt_words(config, vocab: Sequence[str], train: Sequence[int]) -> list[str
     """
     content, unknown = config.prompt.replace("\\n", "\n"), vocab[0] == "<unk>"
     words = split_words(content) if unknown else list(content)
-    known = set(words).intersection(vocab)
-    lacking = shorten(", ".join(repr(word) for word in dict.fromkeys(words) if word not in known))
+    lacking = _lacking(words, vocab)
     if lacking and config.prompt == type(config).prompt:
         print(f"samples go on from the text's first words, since it lacks {lacking}; --prompt takes others")
         return [vocab[number] for number in train[:8]]
     if lacking and unknown:
-        if not known:
+        if set(words).isdisjoint(vocab):
             raise UserError(f"--prompt: the vocabulary lacks {lacking}: give it words that the training text has twice")
         print(f"--prompt: the vocabulary lacks {lacking}, which the model reads as <unk>")
     return words
@@ -160,9 +159,15 @@ def prompt_words(config, vocab: Sequence[str], train: Sequence[int]) -> list[str
 
 def check_characters(content: str, vocab: Sequence[str]) -> None:
     """Raise UserError where a prompt has characters that the vocabulary lacks, and name them."""
-    if unknown := "".join(sorted(set(content).difference(vocab))):
-        known, unknown = shorten(repr("".join(vocab)), 70), shorten(repr(unknown), 30)
-        raise UserError(f"--prompt: the model does not know {unknown}: its characters are {known}")
+    if lacking := _lacking(content, vocab):
+        known = shorten(repr("".join(vocab)), 50)
+        raise UserError(f"--prompt: the model does not know {lacking}: its characters are {known}")
+
+
+def _lacking(words: Sequence[str], vocab: Sequence[str]) -> str:
+    """Return those of the words that a vocabulary lacks, in a list for the eye, of which the first 50 characters do."""
+    known = set(vocab)
+    return shorten(", ".join(repr(word) for word in dict.fromkeys(words) if word not in known), 50)
 
 
 def shorten(content: str, most: int = 100) -> str:

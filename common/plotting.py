@@ -161,7 +161,7 @@ def plot_attention(out: Path, weights: list[np.ndarray], words: list[str]) -> No
 
 def _labels(words: list[str]) -> tuple[list[str], list[str], str]:
     """Return words as labels, the fonts that have their characters, and a note on those that no font here has."""
-    labels = [shorten(repr(word)[1:-1], 20) for word in words]  # the end of a line as \\n
+    labels = [shorten(repr(word)[1:-1], 20) for word in words]  # the end of a line as \n
     own = get_data_path()  # where matplotlib keeps fonts of its own; but for the first they are for formulas
     system = [font for font in fontManager.ttflist if not font.fname.startswith(own) and Path(font.fname).exists()]
     fonts = ["DejaVu Sans"]
@@ -170,7 +170,7 @@ def _labels(words: list[str]) -> tuple[list[str], list[str], str]:
         if found := missing.intersection(map(chr, get_font(font.fname).get_charmap())):
             fonts, missing = [*fonts, font.name], missing - found
     labels = ["".join("□" if char in missing else char for char in label) for label in labels]
-    return labels, fonts, "; □ is a character that no font of this machine has" if missing else ""
+    return labels, fonts, "\n□: a character that no font here has" if missing else ""
 
 
 def _log_percent(ax) -> None:

@@ -535,7 +535,7 @@ def test_compile_is_passed_over_in_a_dry_run(ex, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--prompt", "we #1"], "the model does not know '#': its characters are"),
+        (["--prompt", "we #1"], "--prompt: the model does not know 'w', '#', '1': its characters are"),
         (["--prompt", ""], "--prompt is empty"),
         (["--top-k", 30], "--top-k 30 is more than the 29 words"),
         (["--block-size", 2100], "the text's 2100 validation characters must be more than --block-size 2100"),
