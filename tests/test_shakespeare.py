@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from helpers import check_causality, load, one_sentence, read_metrics, run
 from hypothesis import given, strategies
 from hypothesis import settings as hypothesis_settings
-from matplotlib.figure import Figure
 
 from common import UserError, data, plotting
 
@@ -430,14 +429,21 @@ def test_attention_in_any_script(tmp_path, monkeypatch):
     """No warning of a glyph that is missing (matplotlib #14269): another font has it, or the picture says so."""
     words = ["天", "λόγος", "cafe\u0301", "\n", "$", "❤\ufe0f", "हिन्दी", "x" * 5000]
     weights = [torch.eye(len(words)).expand(2, -1, -1)]
-    titles, charmap = [], {}
-    monkeypatch.setattr(Figure, "suptitle", lambda self, title: titles.append(title))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         plotting.plot_attention(tmp_path, weights, words)
         assert (tmp_path / "attention.png").stat().st_size > 0
         labels, fonts, _ = plotting._labels(["the", "\n", "x" * 5000])
     assert (labels[:2], len(labels[2]), fonts) == (["the", "\\n"], 20, ["DejaVu Sans"])
+
+    with monkeypatch.context() as patch:
+        figures = []
+        patch.setattr(plotting, "_labels", lambda words: (words, ["DejaVu Serif", "DejaVu Sans"], "; a note"))
+        patch.setattr(plotting, "save", lambda figure, path: figures.append(figure))
+        plotting.plot_attention(tmp_path, weights, ["a"] * len(words))
+    for label in figures[0].axes[1].get_xticklabels() + figures[0].axes[1].get_yticklabels():
+        assert label.get_fontfamily() == ["DejaVu Serif", "DejaVu Sans"]
+    assert figures[0].get_suptitle().endswith("; a note")
 
     # With fonts that have some, all, or none of the characters.
     monkeypatch.setattr(plotting.fontManager, "ttflist", [SimpleNamespace(name=name, fname=__file__) for name in "AB"])
