@@ -7,7 +7,7 @@ import struct
 import threading
 import zlib
 from collections.abc import Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import BinaryIO
 
@@ -212,38 +212,37 @@ def fetch(folder: str, name: str, sha256: str, mirrors: tuple[str, ...], size: i
 def _download(url: str, file: BinaryIO, sha256: str, size: int | None) -> None:
     """Write what an address sends to a file; ValueError where that is too much or not what it should be.
 
-    Raises TimeoutError where it is too slow, and requests' own errors, which are OSErrors.
+    Raises TimeoutError where it is too slow, and requests' own errors, which are OSErrors. A thread does the work, and
+    is left to itself if need be (a closed file ends it), since a socket's own time limit starts anew with every byte.
     """
-    import requests
-
-    response = _in_time(requests.get, url, stream=True, timeout=TIMEOUT)
-    response.raise_for_status()
-    chunks, digest = response.iter_content(LEAST), hashlib.sha256()
     with tqdm(desc=url, total=size, unit="B", unit_scale=True, disable=None) as bar:
-        while chunk := _in_time(next, chunks, b""):
-            digest.update(chunk)
-            bar.update(file.write(chunk))
-            if file.tell() > (size or LARGEST):
-                raise ValueError(f"it sends more than {size or LARGEST:,} bytes")
-    if digest.hexdigest() != sha256:
+        found = Future()
+        threading.Thread(target=_receive, args=(url, file, size, bar, found), daemon=True).start()
+        while not found.done():
+            before = file.tell()
+            wait([found], TIMEOUT)
+            if not found.done() and file.tell() < before + LEAST:
+                raise TimeoutError
+    if found.result() != sha256:
         raise ValueError("wrong sha256")
 
 
-def _in_time(function, *args, **options):
-    """Return what a function does, in a thread that is left to itself where it takes longer than TIMEOUT.
+def _receive(url: str, file: BinaryIO, size: int | None, bar: tqdm, found: Future) -> None:
+    """Write what an address sends to a file, and give its sha256, or the error, to `found`."""
+    import requests
 
-    A socket's own limit starts anew with every byte, and so is none for a mirror that sends them one by one.
-    """
-    future = Future()
-
-    def work():
-        try:
-            future.set_result(function(*args, **options))
-        except Exception as error:
-            future.set_exception(error)
-
-    threading.Thread(target=work, daemon=True).start()
-    return future.result(TIMEOUT)
+    try:
+        digest = hashlib.sha256()
+        with requests.get(url, stream=True, timeout=TIMEOUT) as response:
+            response.raise_for_status()
+            for chunk in response.iter_content(4096):
+                digest.update(chunk)
+                bar.update(file.write(chunk))
+                if file.tell() > (size or LARGEST):
+                    raise ValueError(f"it sends more than {size or LARGEST:,} bytes")
+        found.set_result(digest.hexdigest())
+    except Exception as error:
+        found.set_exception(error)
 
 
 def _sha256(path: Path) -> str | None:
