@@ -18,12 +18,12 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from pathlib import Path
 
+from common.checkpoint import whole_file
+from common.data import DataError, data_dir, fetch
+
 import numpy as np
 from filelock import FileLock
 from tqdm import tqdm
-
-from common.checkpoint import whole_file
-from common.data import DataError, data_dir, fetch
 
 REPOSITORY, REVISION = "Skylion007/openwebtext", "79d93d786212f7344586290adb811d4ae6a1762c"  # at huggingface.co
 MIRRORS = tuple(
@@ -316,7 +316,7 @@ def _progress(part: Path, note: Path) -> dict[str, int]:
 def _first_file() -> Path:
     """Return OpenWebText's first file."""
     try:
-        return fetch("openwebtext", *FIRST_FILE, MIRRORS)
+        return fetch("openwebtext", *FIRST_FILE, MIRRORS, 302_848_326)
     except DataError as error:
         raise DataError(f"{error}; or give documents of your own with --data") from None
 
@@ -371,9 +371,9 @@ def _why(error: BaseException) -> str:
 
 
 if __name__ == "__main__":
-    import tyro
-
     from common.program import clean_exit
+
+    import tyro
 
     with clean_exit():
         train, val, _ = tyro.cli(read)

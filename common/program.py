@@ -7,9 +7,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import numpy as np
-
 from common import UserError
+
+import numpy as np
 
 LARGEST = float(np.finfo(np.float32).max)  # 3.4e38
 LARGEST_INT = 2**53  # every library takes it

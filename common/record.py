@@ -14,15 +14,15 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
-from filelock import FileLock, Timeout
-from tqdm import tqdm
-
 from common import UserError
 from common.checkpoint import whole_file
 from common.curriculum import ROOT
 from common.data import join_words
 from common.program import Terminated
+
+import numpy as np
+from filelock import FileLock, Timeout
+from tqdm import tqdm
 
 DRY_RUN_STEPS = 3
 BAR = "{percentage:3.0f} % of {total_fmt} steps, {remaining} left{postfix}"
@@ -217,14 +217,16 @@ class Run:
         """Append a text that a model wrote, its words given as numbers, to samples.txt, and print it.
 
         Over it stands the share of its runs of `length` words that the training words have too: a model that copies is
-        seen. A vocabulary that begins with "<unk>" is one of words, which is left out of the text; others are of
-        characters. Raises UserError where the disk takes no more.
+        seen. Runs of the prompt alone do not count: the drawn words are the last `config.sample_words`. A vocabulary
+        that begins with "<unk>" is one of words, which is left out of the text; others are of characters. Raises
+        UserError where the disk takes no more.
         """
         unknown = vocab[0] == "<unk>"
         if not hasattr(self, "_training"):
             self._training = "".join(map(chr, np.asarray(training)))  # where a run of words is found fast
         words = [int(word) for word in words]
-        grams = [words[i : i + length] for i in range(len(words) - length + 1)]
+        first = max(length, len(words) - self.config.sample_words + 1)  # of these runs ends before this word
+        grams = [words[end - length : end] for end in range(first, len(words) + 1)]
         grams = ["".join(map(chr, gram)) for gram in grams if not (unknown and 0 in gram)]
         copied = sum(gram in self._training for gram in grams) / max(1, len(grams))
         text = join_words([vocab[word] for word in words if word]) if unknown else "".join(vocab[i] for i in words)

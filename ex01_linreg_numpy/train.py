@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-import tyro
-
 from common.program import check_config, clean_exit
 from common.record import Run
+
+import numpy as np
+import tyro
 
 
 @dataclass

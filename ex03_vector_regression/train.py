@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-import torch
-import tyro
-
 from common.plotting import plot_loss
 from common.program import check_config, clean_exit
 from common.record import Run
+
+import numpy as np
+import torch
+import tyro
 
 
 @dataclass

@@ -18,13 +18,13 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
-import torch
-import tyro
-
 from common.plotting import plot_loss, plot_regions
 from common.program import check_config, clean_exit
 from common.record import Run
+
+import numpy as np
+import torch
+import tyro
 
 
 @dataclass

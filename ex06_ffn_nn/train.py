@@ -14,16 +14,16 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from common.plotting import plot_loss, plot_regions
+from common.program import check_config, clean_exit
+from common.record import Run
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 import tyro
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
-
-from common.plotting import plot_loss, plot_regions
-from common.program import check_config, clean_exit
-from common.record import Run
 
 
 @dataclass

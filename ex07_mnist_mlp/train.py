@@ -17,17 +17,17 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
+from common import UserError, data
+from common.plotting import plot_loss
+from common.program import check_config, clean_exit, torch_device
+from common.record import Run
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 import tyro
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
-
-from common import UserError, data
-from common.plotting import plot_loss
-from common.program import check_config, clean_exit, torch_device
-from common.record import Run
 
 
 @dataclass

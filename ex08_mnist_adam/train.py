@@ -17,15 +17,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
-import jax
-import numpy as np
-import optax
-import tyro
-
 from common import UserError, data
 from common.plotting import plot_loss
 from common.program import check_config, clean_exit, jax_device
 from common.record import Run
+
+import jax
+import numpy as np
+import optax
+import tyro
 
 
 @dataclass

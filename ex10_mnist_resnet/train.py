@@ -19,16 +19,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
+from common import UserError, data
+from common.plotting import plot_loss
+from common.program import check_config, clean_exit, jax_device
+from common.record import Run
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
-
-from common import UserError, data
-from common.plotting import plot_loss
-from common.program import check_config, clean_exit, jax_device
-from common.record import Run
 
 
 @dataclass

@@ -17,17 +17,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from common import UserError, data
+from common.plotting import plot_attention, plot_loss
+from common.program import check_config, clean_exit, torch_device
+from common.record import Run
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 import tyro
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
-
-from common import UserError, data
-from common.plotting import plot_attention, plot_loss
-from common.program import check_config, clean_exit, torch_device
-from common.record import Run
 
 
 @dataclass
@@ -226,9 +226,9 @@ def main(config: Config) -> dict[str, float]:
     sizes = f"{len(train_words)} training and {len(test_words)} test words"
     print(f"data: {sizes} ({(test_words == 0).float().mean():.1%} unknown), vocabulary {len(vocab)}")
 
-    prompt = encode(data.split_words(config.prompt.replace("\\n", "\n")), vocab).to(device)  # (P,)
-    if not prompt.any():
-        raise UserError(f"--prompt {config.prompt!r} holds no word of the vocabulary")
+    prompt = encode(data.prompt_words(config, vocab, train_words), vocab).to(device)  # (P,)
+    if not len(prompt):
+        raise UserError("--prompt is empty: give it a character or more")
     if config.top_k > len(vocab):
         raise UserError(f"--top-k {config.top_k} is more than the {len(vocab)} words of the vocabulary")
 

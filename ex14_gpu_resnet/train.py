@@ -21,17 +21,17 @@ from itertools import islice, pairwise
 from pathlib import Path
 from typing import Literal
 
+from common import UserError, data
+from common.plotting import plot_loss
+from common.program import check_config, clean_exit, jax_device
+from common.record import DRY_RUN_STEPS, Run
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
 from jax.scipy.ndimage import map_coordinates
-
-from common import UserError, data
-from common.plotting import plot_loss
-from common.program import check_config, clean_exit, jax_device
-from common.record import DRY_RUN_STEPS, Run
 
 
 @dataclass

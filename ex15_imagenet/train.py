@@ -23,16 +23,16 @@ from itertools import islice, pairwise
 from pathlib import Path
 from typing import Literal
 
+from common import UserError, checkpoint, imagenet
+from common.plotting import plot_loss
+from common.program import Terminated, check_config, clean_exit, jax_device, terminated
+from common.record import DRY_RUN_STEPS, Run
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
-
-from common import UserError, checkpoint, imagenet
-from common.plotting import plot_loss
-from common.program import Terminated, check_config, clean_exit, jax_device, terminated
-from common.record import DRY_RUN_STEPS, Run
 
 
 @dataclass

@@ -14,15 +14,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from common import UserError, checkpoint
+from common.program import clean_exit
+
 import torch
 import tyro
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from train import Config as TrainConfig
 from train import Transformer
-
-from common import UserError, checkpoint
-from common.program import clean_exit
 
 SHAPES = {"gpt2": (12, 12, 768), "gpt2-medium": (24, 16, 1024), "gpt2-large": (36, 20, 1280), "gpt2-xl": (48, 25, 1600)}
 NAMES = {  # of the parts of a model: ours, theirs

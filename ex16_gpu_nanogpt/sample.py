@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from common import UserError, checkpoint, openwebtext
+from common.program import check_config, clean_exit, torch_device
+
 import torch
 import torch.nn.functional as F
 import tyro
 from torch import nn
 from train import Config as TrainConfig
 from train import Transformer, draw, encode
-
-from common import UserError, checkpoint, openwebtext
-from common.program import check_config, clean_exit, torch_device
 
 
 @dataclass

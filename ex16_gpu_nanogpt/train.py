@@ -19,16 +19,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from common import UserError, checkpoint, data, speed
+from common.plotting import plot_loss
+from common.program import Terminated, check_config, clean_exit, terminated, torch_device
+from common.record import DRY_RUN_STEPS, Run
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 import tyro
 from torch import nn
-
-from common import UserError, checkpoint, data, speed
-from common.plotting import plot_loss
-from common.program import Terminated, check_config, clean_exit, terminated, torch_device
-from common.record import DRY_RUN_STEPS, Run
 
 Preset = Literal["auto", "nanogpt", "nanogpt-cpu", "best", "best-cpu"]
 
@@ -104,8 +104,7 @@ def read_words(config):
 def encode(words, vocab):
     """Return a text as numbers (N,), its characters' places in the vocabulary; UserError where one has none."""
     numbers = {word: number for number, word in enumerate(vocab)}
-    if unknown := sorted(set(words) - set(vocab)):
-        raise UserError(f"the model does not know {unknown[0]!r}: its characters are {''.join(vocab)!r}")
+    data.check_characters(words, vocab)
     return torch.tensor([numbers[word] for word in words])  # (N,)
 
 
@@ -283,7 +282,7 @@ def main(config: Config) -> dict[str, float]:
         raise UserError(f"--batch-size {config.batch_size} is more than the {blocks} blocks that there are of the text")
     print(f"data: {len(train_words)} training and {len(val_words)} validation characters, vocabulary {len(vocab)}")
 
-    prompt = encode(config.prompt.replace("\\n", "\n"), vocab).to(device)  # (P,)
+    prompt = encode(data.prompt_words(config, vocab, train_words), vocab).to(device)  # (P,)
     if not len(prompt):
         raise UserError("--prompt is empty: give it a character or more")
     if config.top_k > len(vocab):

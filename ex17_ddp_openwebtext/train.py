@@ -24,6 +24,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from common import UserError, checkpoint, distributed, openwebtext, speed
+from common.plotting import plot_loss
+from common.program import Terminated, check_config, clean_exit, torch_device
+from common.record import DRY_RUN_STEPS, Run
+
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -31,11 +36,6 @@ import torch.nn.functional as F
 import tyro
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-
-from common import UserError, checkpoint, distributed, openwebtext, speed
-from common.plotting import plot_loss
-from common.program import Terminated, check_config, clean_exit, torch_device
-from common.record import DRY_RUN_STEPS, Run
 
 Preset = Literal["auto", "gpt2", "laptop"]
 VOCAB_SIZE = 50_304  # V: GPT-2's 50,257 tokens, and some that never occur, to make a multiple of 128

@@ -12,14 +12,14 @@ import time
 from itertools import islice
 from pathlib import Path
 
+from common import UserError, checkpoint, distributed, speed
+from common import openwebtext as owt
+from common.record import Run
+
 import numpy as np
 import pytest
 import torch
 from helpers import cut_off, load, load_beside, one_sentence, read_metrics, run, train_py
-
-from common import UserError, checkpoint, distributed, speed
-from common import openwebtext as owt
-from common.record import Run
 
 SMALL = {"block_size": 16, "channels": 16, "layers": 2, "heads": 2, "batch_size": 8, "sample_words": 3}
 SMALL |= {

@@ -11,13 +11,13 @@ import sys
 import time
 from types import SimpleNamespace
 
+from common import data
+from common.curriculum import ROOT
+
 import numpy as np
 import pytest
 import tyro
 from helpers import BUILT, load, numbers, one_sentence, read_metrics, run, train_py
-
-from common import data
-from common.curriculum import ROOT
 
 
 @numbers

@@ -9,6 +9,9 @@ import sys
 import time
 from types import SimpleNamespace
 
+from common import UserError, checkpoint, imagenet
+from common.curriculum import ROOT
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,9 +21,6 @@ import tyro
 from helpers import load, one_sentence, read_metrics, run
 from PIL import Image
 from transformers import ResNetConfig, ResNetForImageClassification
-
-from common import UserError, checkpoint, imagenet
-from common.curriculum import ROOT
 
 TINY = {"channels": 2, "size": 32, "train_size": 32, "workers": 0, "batch_size": 8, "device": "cpu"}
 AS_FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]

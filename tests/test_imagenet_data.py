@@ -12,14 +12,14 @@ import tarfile
 import time
 from itertools import islice
 
+from common import UserError, imagenet
+from common.data import DataError
+
 import datasets
 import numpy as np
 import pytest
 from helpers import one_sentence
 from PIL import Image
-
-from common import UserError, imagenet
-from common.data import DataError
 
 OFFLINE = {name: "http://127.0.0.1:9" for name in ("HTTPS_PROXY", "HTTP_PROXY", "https_proxy", "http_proxy")}
 

@@ -12,12 +12,12 @@ import sys
 import time
 from itertools import pairwise
 
+from common import UserError, checkpoint, speed
+from common.record import Run
+
 import pytest
 import torch
 from helpers import check_causality, cut_off, load, load_beside, one_sentence, read_metrics, run, train_py
-
-from common import UserError, checkpoint, speed
-from common.record import Run
 
 CPU = torch.device("cpu")
 FOLDER = train_py(16).parent
@@ -649,7 +649,7 @@ def test_compile_is_passed_over_in_a_dry_run(ex, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--prompt", "we #1"], "the model does not know '#': its characters are"),
+        (["--prompt", "we #1"], "--prompt: the model does not know 'w', '#', '1': its characters are"),
         (["--prompt", ""], "--prompt is empty"),
         (["--top-k", 30], "--top-k 30 is more than the 29 words"),
         (["--block-size", 2100], "the text's 2100 validation characters must be more than --block-size 2100"),

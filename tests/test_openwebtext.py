@@ -8,14 +8,14 @@ import subprocess
 import sys
 import threading
 
+from common import openwebtext as owt
+from common.data import DataError
+
 import numpy as np
 import pytest
 from helpers import one_sentence, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from common import openwebtext as owt
-from common.data import DataError
 
 FLAGS = ["--block-size", 16, "--channels", 16, "--layers", 1, "--heads", 2, "--batch-size", 4, "--device", "cpu"]
 

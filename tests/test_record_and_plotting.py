@@ -8,16 +8,16 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from common import UserError, plotting, record
+from common.curriculum import ROOT
+from common.program import check_config, clean_exit
+from common.record import Run
+
 import numpy as np
 import pytest
 from helpers import one_sentence, read_metrics
 from matplotlib.figure import Figure
 from matplotlib.image import imread
-
-from common import UserError, plotting, record
-from common.curriculum import ROOT
-from common.program import check_config, clean_exit
-from common.record import Run
 
 
 @dataclass

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from rich.console import Console
-from rich.text import Text
-
 from common.cli.course import train_py
 from common.cli.folder import MAX_CSV, Folder, read_bytes, read_folder, read_run, size, visible
 from common.cli.judge import Finding, judge
 from common.curriculum import Exercise
+
+from rich.console import Console
+from rich.text import Text
 
 LIMIT = 120  # seconds after which a dry run is stopped
 PROMISED = 20  # seconds that it may take

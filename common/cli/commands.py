@@ -8,14 +8,14 @@ import textwrap
 from pathlib import Path
 from typing import Annotated
 
+from common import UserError, cli
+from common.cli import course
+from common.cli.folder import read_result, visible
+
 import tyro
 from rich.console import Console
 from rich.text import Text
 from tyro.extras import SubcommandApp
-
-from common import UserError, cli
-from common.cli import course
-from common.cli.folder import read_result, visible
 
 # The other modules are imported by the commands that need them, so that each starts at once.
 

@@ -6,15 +6,15 @@ from html import escape
 from pathlib import Path
 from urllib.parse import unquote
 
-from latex2mathml.converter import convert
-from markdown_it import MarkdownIt
-from markupsafe import Markup
-
 from common import UserError
 from common.cli.course import built, find, train_py, walk
 from common.cli.diff import COUNTED, stat
 from common.cli.html import STYLE, code_lines, diff_parts, render
 from common.curriculum import EXERCISES, ROOT, Exercise
+
+from latex2mathml.converter import convert
+from markdown_it import MarkdownIt
+from markupsafe import Markup
 
 PAGES = Path(__file__).parent / "pages"
 MATHS = re.compile(r"\$\$(.+?)\$\$|\$(?!\s)([^$]+?)(?<!\s)\$", re.DOTALL)

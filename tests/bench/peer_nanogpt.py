@@ -25,10 +25,10 @@ import torch
 import tyro
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from helpers import load, read_metrics, train_py
-
 from common import data
 from common.program import clean_exit
+
+from helpers import load, read_metrics, train_py
 
 LAPTOP = (
     "--device=cpu --compile=False --eval_iters=20 --log_interval=1 --block_size=64 --batch_size=12 --n_layer=4 "

@@ -32,10 +32,10 @@ import tyro
 from tyro.conf import Positional
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from helpers import load, load_beside, read_metrics
-
 from common import data, openwebtext
 from common.program import clean_exit, torch_device
+
+from helpers import load, load_beside, read_metrics
 
 
 @dataclass

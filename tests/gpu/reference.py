@@ -25,10 +25,10 @@ import numpy as np
 import tyro
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from helpers import load, train_py
-
 from common.data import data_dir
 from common.program import clean_exit, jax_device
+
+from helpers import load, train_py
 
 TARGETS = {  # of exercise 14: what is asked, and the flags for it
     "99.0 % in 0.2 s": "--steps 360 --eval-every 360 --rotate 0 --scale 0 --shear 0",
