@@ -272,7 +272,7 @@ def _config(kind, flags: dict):
     """Return saved flags as the dataclass `kind`; raises ValueError or KeyError where one is missing or wrong."""
     values = {}
     for field in fields(kind):
-        if field.name == "out":
+        if field.name in ("out", "resume", "overwrite"):  # which are of the run that goes on
             continue
         value = (
             flags[field.name] if field.name in flags or field.name != "text" else None

@@ -7,7 +7,9 @@ from datetime import timedelta
 from pathlib import Path
 
 from common import UserError
-from common.program import terminated
+from common.program import exit_code, terminated
+
+_groups = []  # never freed
 
 
 def find_place(device) -> tuple[int, int, object]:
@@ -48,6 +50,10 @@ def init_distributed(device, seconds: int) -> None:
     try:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(seconds=seconds))
+        # gloo's threads may still hold a tensor when all is done. Who frees the group, as Python does when it tidies up,
+        # waits for them while they wait for Python, or they abort the process. So it is kept, and Python does not tidy up.
+        _groups.append(dist.group.WORLD)
+        atexit.register(lambda: os._exit(exit_code()))
     except RuntimeError as error:  # torch's DistError is one
         raise UserError(
             f"process {os.environ.get('RANK')} did not meet the others at {address} within {seconds} seconds "
@@ -80,17 +86,10 @@ def any_terminated() -> bool:
     return bool(came)
 
 
-def shutdown(exit_code: int = 0) -> None:
-    """Wait for the other processes, and take leave of them. All but the first end at once where Python would tidy up.
-
-    gloo's threads may still hold a tensor, and abort the process when they let go of it after Python has ended.
-    """
-    import torch
+def shutdown() -> None:
+    """Wait for the other processes, and take leave of them."""
     import torch.distributed as dist
 
-    if not dist.is_initialized():
-        return
-    dist.all_reduce(torch.zeros(1))  # on the CPU: nobody leaves while another still writes
-    dist.destroy_process_group()
-    if int(os.environ.get("RANK", 0)):
-        atexit.register(os._exit, exit_code)
+    if dist.is_initialized():
+        any_terminated()  # in which all meet: nobody leaves while another still writes
+        dist.destroy_process_group()

@@ -22,6 +22,7 @@ class Terminated(BaseException):
 
 
 _sigterm = {"came": False, "asked for": False}
+_exit = {"code": 1}
 
 
 def terminated() -> bool:
@@ -49,6 +50,7 @@ def clean_exit() -> Iterator[None]:
     signal.signal(signal.SIGTERM, _on_sigterm)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal without "±" is no reason to stop
+    code, message = 0, ""
     try:
         try:
             yield
@@ -56,21 +58,32 @@ def clean_exit() -> Iterator[None]:
             if sys.stdout is not None:
                 sys.stdout.flush()  # here, where an error can still be told
     except UserError as error:
-        sys.exit(f"error: {error}")
+        code, message = 1, f"error: {error}"
     except (MemoryError, RuntimeError, ValueError) as error:  # torch's and JAX's own are RuntimeErrors, numpy's may be
         if not isinstance(error, MemoryError) and not any(words in str(error).lower() for words in OUT_OF_MEMORY):
             raise
         reason = (str(error).splitlines() or ["no more is known"])[0]
-        sys.exit(f"error: out of memory ({reason}): lower the sizes, --batch-size first (or --micro-batch)")
+        code, message = 1, f"error: out of memory ({reason}): lower the sizes, --batch-size first (or --micro-batch)"
     except OSError as error:
         if error.errno not in NO_OUTPUT or error.filename is not None:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in its buffer goes nowhere
-        sys.exit(1 if error.errno == errno.EPIPE else f"error: cannot write the output ({error.strerror}): make room")
+        gone = error.errno == errno.EPIPE
+        code, message = 1, "" if gone else f"error: cannot write the output ({error.strerror}): make room"
     except KeyboardInterrupt:
-        sys.exit(130)
+        code = 130
     except Terminated:
-        sys.exit(143)
+        code = 143
+    _exit["code"] = code
+    if message:
+        print(message, file=sys.stderr)
+    if code:
+        sys.exit(code)
+
+
+def exit_code() -> int:
+    """Return the exit code that clean_exit() has ended with; 1 before that."""
+    return _exit["code"]
 
 
 def check_config(config, **ranges: float | tuple[float, float]) -> None:

@@ -342,7 +342,7 @@ def main(config: Config) -> dict[str, float]:
                 if run:
                     checkpoint.save_torch(run, step, None, model, *optimizers)
                 if stop:
-                    distributed.shutdown(143)
+                    distributed.shutdown()
                     raise Terminated
                 val = evaluate(model, x_val[rank::world], y_val[rank::world])
                 if run:

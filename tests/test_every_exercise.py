@@ -110,7 +110,7 @@ def test_flag_out_of_range(number, flag, value, message, capsys):
 def test_unwritable_output_folder(number, tmp_path):
     (tmp_path / "file").write_text("in the way")
     result = run(number, "--dry-run", "--out", tmp_path / "file" / "out")
-    one_sentence(result, "cannot write to the folder", "Not a directory", "choose another with --out DIR")
+    one_sentence(result, "cannot write to the folder", "Not a directory", "choose another folder with --out DIR")
     assert result.returncode == 1
 
 

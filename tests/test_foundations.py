@@ -235,15 +235,17 @@ def test_seed_is_that_of_the_weights_too(number, tmp_path, monkeypatch):
     monkeypatch.setattr(ex, "make_data", lambda config, rng: samples)
     for seed in (0, 1):
         ex.main(ex.Config(dry_run=True, seed=seed, out=tmp_path / str(seed)))
-    first, second = (read_metrics(tmp_path / name)["all", "loss"] for name in "01")
+    first, second = (read_metrics(tmp_path / name / "dry_run")["all", "loss"] for name in "01")
     assert first[0] != second[0]
 
 
 def test_noise_flag(tmp_path):
     for number in (1, 3):
         ex = load(number)
-        ex.main(ex.Config(noise=1.0, dry_run=True, out=tmp_path))
-        baselines = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))["baselines"]
+        ex.main(ex.Config(noise=1.0, dry_run=True, out=tmp_path / str(number)))
+        baselines = json.loads((tmp_path / str(number) / "dry_run" / "result.json").read_text(encoding="utf-8"))[
+            "baselines"
+        ]
         assert baselines["noise floor"] == pytest.approx(1.0, rel=0.02)
 
 

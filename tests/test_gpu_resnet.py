@@ -376,7 +376,7 @@ def test_dry_run_of_a_call_of_many_steps(tmp_path):
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
     assert "128 images a step, 3 steps a call, float32" in result.stdout
-    assert list(read_metrics(tmp_path)["train", "loss"]) == [0, 1, 2]
+    assert list(read_metrics(tmp_path / "dry_run")["train", "loss"]) == [0, 1, 2]
 
 
 def test_gpu_reference_changes(reference, capsys):

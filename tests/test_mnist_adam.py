@@ -167,13 +167,13 @@ def test_seed_is_that_of_weights_and_of_batches(tmp_path, monkeypatch):
     first = {}
     for seed in (0, 1):
         ex.main(ex.Config(dry_run=True, seed=seed, out=tmp_path, device="cpu"))
-        first[seed] = read_metrics(tmp_path)
+        first[seed] = read_metrics(tmp_path / "dry_run")
     assert first[0]["test", "loss"][0] != first[1]["test", "loss"][0]  # the weights differ
     params = ex.init_params(jax.random.key(0), ex.Config())
     monkeypatch.setattr(ex, "init_params", lambda key, config: params)
     for seed in (0, 1):
         ex.main(ex.Config(dry_run=True, seed=seed, out=tmp_path, device="cpu"))
-        first[seed] = read_metrics(tmp_path)
+        first[seed] = read_metrics(tmp_path / "dry_run")
     assert first[0]["test", "loss"][0] == first[1]["test", "loss"][0]
     assert first[0]["train", "loss"][0] != first[1]["train", "loss"][0]  # and so does the order
 

@@ -371,15 +371,15 @@ def test_short_run_learns_repeats_and_evaluates_on_the_test_set(number, steps, l
 def test_seed_is_that_of_weights_and_of_batches(number, tmp_path, monkeypatch):
     ex = load(number)
     ex.main(ex.Config(dry_run=True, seed=0, out=tmp_path, device="cpu"))
-    first = read_metrics(tmp_path)
+    first = read_metrics(tmp_path / "dry_run")
     ex.main(ex.Config(dry_run=True, seed=1, out=tmp_path, device="cpu"))
-    assert first["test", "loss"][0] != read_metrics(tmp_path)["test", "loss"][0]  # the weights differ
+    assert first["test", "loss"][0] != read_metrics(tmp_path / "dry_run")["test", "loss"][0]  # the weights differ
     params = ex.init_params(jax.random.key(0), ex.Config())
     monkeypatch.setattr(ex, "init_params", lambda key, config: params)
     losses = []
     for seed in (0, 1):
         ex.main(ex.Config(dry_run=True, seed=seed, dropout=0.0, out=tmp_path, device="cpu"))
-        losses.append(read_metrics(tmp_path)["train", "loss"][0])
+        losses.append(read_metrics(tmp_path / "dry_run")["train", "loss"][0])
     assert losses[0] != losses[1]  # and so does the order
 
 
@@ -392,7 +392,7 @@ def test_pictures(tmp_path, monkeypatch):
     monkeypatch.setattr(ex, "evaluate", lambda params, x, y: parameters.append(params) or evaluate(params, x, y))
     for channels in (1, 20):
         ex.main(ex.Config(dry_run=True, channels=channels, out=tmp_path, device="cpu"))
-        assert (tmp_path / "features.png").stat().st_size > 10_000
+        assert (tmp_path / "dry_run" / "features.png").stat().st_size > 10_000
         _, filters, image, maps = seen[-1]
         first = as_torch(parameters[-1][0])  # as they are at the end
         np.testing.assert_array_equal(filters, first["w"][:, :, 0])

@@ -295,7 +295,7 @@ def test_flags_win_over_the_preset(ex, tmp_path):
     result = run(16, "--preset", "nanogpt", "--dry-run", *FLAGS, "--dropout", 0.25, "--out", tmp_path)
     assert result.returncode == 0, result.stderr
     config = checkpoint.read_torch(ex.Config, tmp_path / "dry_run" / "checkpoint.pt")["config"]
-    assert (config.preset, config.batch_size, config.dropout, config.layers) == ("nanogpt", 64, 0.25, 2)
+    assert (config.preset, config.compile, config.dropout, config.layers) == ("nanogpt", True, 0.25, 2)
 
 
 def test_speed():

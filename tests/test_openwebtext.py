@@ -516,9 +516,9 @@ def test_disk_is_full(here, done):
     path = write_documents(here / "docs.jsonl", [f"{text} 1 2 3 4 5 6 7 8 9" * 10 for text in TEXTS])
     if done:
         owt.read(path)
-    code = f"""import resource; from pathlib import Path; from common import openwebtext, record
+    code = f"""import resource; from pathlib import Path; from common import openwebtext, program
 resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, 2_000))
-with record.clean_exit(): openwebtext.read(Path({str(path)!r}), val_share=0.5)"""
+with program.clean_exit(): openwebtext.read(Path({str(path)!r}), val_share=0.5)"""
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     if done:
         one_sentence(result, "error: cannot use", "(File too large): mend that, or set RAMPUP_DATA to another folder")
@@ -576,6 +576,6 @@ def test_offline(here, monkeypatch):
         owt.read()
     env = os.environ | {"TIKTOKEN_CACHE_DIR": str(here / "none"), "http_proxy": "http://localhost:9"}
     env |= {"https_proxy": "http://localhost:9", "no_proxy": "", "NO_PROXY": ""}
-    code = "from common import openwebtext, record\nwith record.clean_exit(): openwebtext.encoding()"
+    code = "from common import openwebtext, program\nwith program.clean_exit(): openwebtext.encoding()"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=env)
     one_sentence(result, "GPT-2's vocabulary is not in", "go online once, or set TIKTOKEN_CACHE_DIR")

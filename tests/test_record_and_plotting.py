@@ -116,7 +116,6 @@ def test_disk_that_fills_up_in_the_middle_of_a_row(tmp_path):
 
 
 def test_result_that_cannot_be_written(tmp_path):
-    (tmp_path / "result.json").mkdir()
     with pytest.raises(UserError, match=r"cannot write to .*what was recorded so far is in .*metrics\.csv"):
         with Run(Config(tmp_path), {}) as run:
             run.record(0, "train", loss=1.0)
