@@ -50,8 +50,8 @@ def init_distributed(device, seconds: int) -> None:
     try:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(seconds=seconds))
-        # gloo's threads may still hold a tensor when all is done. Who frees the group, as Python does when it tidies up,
-        # waits for them while they wait for Python, or they abort the process. So it is kept, and Python does not tidy up.
+        # gloo's threads may still hold a tensor when all is done. Who frees the group, as Python does when it ends,
+        # waits for them while they wait for Python, or they abort the process. So it is kept, and Python ends at once.
         _groups.append(dist.group.WORLD)
         atexit.register(lambda: os._exit(exit_code()))
     except RuntimeError as error:  # torch's DistError is one

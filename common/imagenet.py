@@ -1,27 +1,31 @@
 """ImageNet for exercise 15: photographs packed once into large files, then decoded by worker processes.
 
 A packed set is a folder. Of every shard of up to 1,024 images it has NAME.jpegs, the JPEG files end to end, and
-NAME.json, their lengths and labels; set.json has the classes and the number of shards.
+NAME.json, their lengths and labels; set.json has the classes and the number of shards. Each .json begins with its
+checksum, and is made again where it is not what was written.
 """
 
 import hashlib
 import io
 import json
 import math
-import multiprocessing
+import multiprocessing.queues
 import os
 import shutil
 import signal
 import sys
 import tarfile
+import textwrap
 import threading
 import types
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from common import UserError
+from common.checkpoint import whole_file
 from common.data import DataError, data_dir, fetch
 
 import numpy as np
@@ -36,6 +40,7 @@ HUGGING_FACE = "ILSVRC/imagenet-1k"
 SPLITS = {"train": "train", "val": "validation"}  # the folders, and what Hugging Face calls them
 SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp")
 SHARD = 1024  # images that one worker packs into one file
+FORMAT = 2  # of a packed set; another is not looked at
 QUALITY = 90  # of the JPEGs that are encoded anew
 TWO_WAYS = (
     "get ImageNet's archives from image-net.org and unpack them into a folder with train/CLASS/*.JPEG and "
@@ -92,28 +97,32 @@ def prepare(source: str, side: int = 256, workers: int = 0, on_error: str = "sto
     """Return the training and the validation set of a source, packed with short sides of at most `side` pixels.
 
     `source` is an image folder, "ILSVRC/imagenet-1k" for Hugging Face, or "imagenette", which is downloaded. The first
-    call packs it into data_dir()/imagenet; after a kill, the next one goes on from the last whole shard. Images that
+    call packs it into data_dir()/imagenet; after a kill, the next one goes on from the last whole shard. A shard is
+    packed again when a file in it has another size or time than before. Images that
     cannot be read are named and counted. With on_error="skip" they are left out; with "stop" DataError is raised once
     the others are packed, and the next call tries them again. DataError is raised too where there is no such source,
     where a folder is not laid out as it should be, and where the disk is full.
     """
-    classes, parts = [], None
-    if source == HUGGING_FACE and not Path(source).is_dir():
-        identity = [source]  # and no more: what was downloaded may be deleted when it is packed
+    classes, shards = [], {}
+    if Path(source).as_posix() == HUGGING_FACE and not Path(source).is_dir():
+        identity = [HUGGING_FACE]  # and no more: what was downloaded may be deleted when it is packed
     else:
         root = _imagenette() if source == IMAGENETTE and not Path(source).is_dir() else Path(source)
         classes, parts = read_folder(root.resolve())
-        identity = [str(root.resolve()), *(path for part in parts.values() for path, _ in part)]
-    digest = hashlib.sha256(os.fsencode("\n".join([*identity, f"{side} {SHARD} {QUALITY}"]))).hexdigest()
+        shards = _shards(parts)
+        identity = [str(root.resolve()), *(image[0] for part in parts.values() for image in part)]
+    digest = hashlib.sha256(os.fsencode("\n".join([*identity, f"{FORMAT} {side} {SHARD} {QUALITY}"]))).hexdigest()
     folder = data_dir() / "imagenet" / f"{Path(identity[0]).name}-{side}-{digest[:12]}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"):  # of two runs, one packs and the other waits
-            sets = _open(folder, on_error == "skip")
+            sets = _open(folder, shards, on_error == "skip")
             if sets is None:
-                classes, parts = (classes, parts) if parts else _hugging_face()
-                _pack(folder, classes, parts, side, workers, on_error == "skip")
-                sets = _open(folder, skip=True)
+                if not shards:
+                    classes, parts = _hugging_face()
+                    shards = _shards(parts)
+                _pack(folder, classes, shards, side, workers, on_error == "skip")
+                sets = _open(folder, shards, skip=True)
     except OSError as error:
         raise _cannot_write(folder, error) from None
     unreadable, n = [name for packed in sets for name in packed.unreadable], sum(map(len, sets))
@@ -123,17 +132,19 @@ def prepare(source: str, side: int = 256, workers: int = 0, on_error: str = "sto
     return sets
 
 
-def read_folder(root: Path) -> tuple[list[str], dict[str, list[tuple[str, int]]]]:
-    """Return the classes of an image folder, and by split its images' paths and labels, in alphabetical order.
+def read_folder(root: Path) -> tuple[list[str], dict[str, list[tuple[str, int, int, int]]]]:
+    """Return the classes of an image folder, and by split its images in alphabetical order.
 
-    Raises DataError where it is not train/CLASS/*.JPEG and val/CLASS/*.JPEG with the same classes in both.
+    An image is (path, label, size in bytes, time of its last change in ns). What is hidden, no file or of another
+    extension is passed over, and counted in one line on the screen. Raises DataError where the folder is not
+    train/CLASS/*.JPEG and val/CLASS/*.JPEG with the same classes in both.
     """
-    classes, parts = {}, {split: [] for split in SPLITS}
+    classes, parts, others = {}, {split: [] for split in SPLITS}, Counter()
     try:
         for split in SPLITS:
             if not (root / split).is_dir():
                 raise DataError(f"--data: there is no folder {root / split if root.is_dir() else root}; {TWO_WAYS}")
-            classes[split] = sorted(entry.name for entry in os.scandir(root / split) if entry.is_dir())
+            classes[split] = [entry.name for entry in _entries(root / split, ("folders",), others)]
             if not classes[split]:
                 raise DataError(f"{root / split} has no folders of classes: sort its images into one folder a class")
         if odd := sorted(set(classes["train"]) ^ set(classes["val"])):
@@ -142,13 +153,33 @@ def read_folder(root: Path) -> tuple[list[str], dict[str, list[tuple[str, int]]]
             raise DataError(f"train and val in {root} differ in their classes: {odd[0]} is in {there} only{count}")
         for split in SPLITS:
             for label, name in enumerate(classes[split]):
-                files = [f for f in os.listdir(root / split / name) if f.lower().endswith(SUFFIXES) and f[0] != "."]
+                files = [(f.path, label, f.stat()) for f in _entries(root / split / name, SUFFIXES, others)]
                 if not files:
                     raise DataError(f"{root / split / name} holds no images ({' '.join(SUFFIXES)}): fill or delete it")
-                parts[split] += [(f"{root}/{split}/{name}/{file}", label) for file in sorted(files)]
+                parts[split] += [(path, label, stat.st_size, stat.st_mtime_ns) for path, label, stat in files]
     except OSError as error:
         raise DataError(f"cannot read {error.filename} ({error.strerror})") from None
+    if others:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in others.most_common(5))
+        print(f"passed over {others.total()} entries of {root} that are no images: {kinds}", flush=True)
     return classes["train"], parts
+
+
+def _entries(folder: Path, kinds: tuple[str, ...], others: Counter) -> list[os.DirEntry]:
+    """Return the entries of a folder that are of these kinds, by name; the others are counted.
+
+    A kind is "folders", a file's extension, "hidden", or "no files" (pipes, links to nothing).
+    """
+    found = []
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        suffix = os.path.splitext(entry.name)[1].lower()
+        kind = "folders" if entry.is_dir() else suffix if entry.is_file() else "no files"
+        kind = "hidden" if entry.name.startswith(".") else kind
+        if kind in kinds:
+            found.append(entry)
+        else:
+            others[kind if kind.strip(".").replace(" ", "").isalnum() and len(kind) < 10 else "others"] += 1
+    return found
 
 
 def to_jpeg(content: bytes, side: int) -> bytes:
@@ -163,6 +194,8 @@ def to_jpeg(content: bytes, side: int) -> bytes:
         image.load()  # to its end
         return content
     size = (max(1, round(scale * width)), max(1, round(scale * height)))
+    if image.mode.startswith("I"):  # grey of 16 bits, which convert() would cut off at 255
+        image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
     image.draft("RGB", (2 * size[0], 2 * size[1]))  # a JPEG need not be decoded at more than this
     file = io.BytesIO()
     resized = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
@@ -173,14 +206,15 @@ def to_jpeg(content: bytes, side: int) -> bytes:
 def pack_shard(folder: Path, side: int, name_and_examples: tuple[str, Iterable]) -> tuple[int, list[str]]:
     """Write one shard and its index; return the number of its examples, and which cannot be read and why.
 
-    An example is (path, label), or Hugging Face's {"image": {"path", "bytes"}, "label"}. A file under its own name is
-    always whole, and the index comes last. Raises OSError where the disk takes no more.
+    An example is (path, label, …), or Hugging Face's {"image": {"path", "bytes"}, "label"}. A file under its own name
+    is always whole, and the index comes last. Raises OSError where the disk takes no more.
     """
     name, examples = name_and_examples
+    (folder / f"{name}.json").unlink(missing_ok=True)  # that of earlier files
     jpegs, labels, unreadable = [], [], []
     for example in examples:
         if isinstance(example, tuple):
-            (path, label), content = example, None
+            content, path, label = None, *example[:2]
         else:
             content, path, label = example["image"]["bytes"], example["image"]["path"], example["label"]
         try:
@@ -188,9 +222,10 @@ def pack_shard(folder: Path, side: int, name_and_examples: tuple[str, Iterable])
             labels.append(label)
         except Exception as error:  # Pillow meets damaged files with many kinds
             unreadable.append(f"{path} ({error})")
-    _write(folder / f"{name}.jpegs", b"".join(jpegs))
-    index = {"lengths": [len(jpeg) for jpeg in jpegs], "labels": labels, "unreadable": unreadable}
-    _write(folder / f"{name}.json", json.dumps(index).encode())
+    with whole_file(folder / f"{name}.jpegs") as file:
+        file.writelines(jpegs)
+    index = {"key": _key(examples), "lengths": [len(jpeg) for jpeg in jpegs], "labels": labels}
+    _write(folder / f"{name}.json", index | {"unreadable": unreadable})
     return len(examples), unreadable
 
 
@@ -210,7 +245,7 @@ def load(
     evaluation: the square in the middle of 7/8 of the short side. Number -1 gives a black image of label -1.
     """
     for images, labels in in_workers(partial(load_batch, packed, size, seed, area), batches, workers):
-        yield images.numpy(), labels.numpy()
+        yield np.asarray(images), np.asarray(labels)  # torch's tensors, where they come from workers
 
 
 def in_order(n: int, batch_size: int) -> Iterator[tuple[int, np.ndarray]]:
@@ -281,32 +316,41 @@ def in_workers(f: Callable, arguments: Iterable, workers: int) -> Iterator:
     """Yield f(x) for every x, in order, computed by worker processes, or by this one where `workers` is 0.
 
     The workers are fresh processes that import torch and what f needs, but not the program's main file, and so no JAX.
-    They end with this iterator, or with the program however that ends. Raises UserError where one of them is killed.
+    They end with this iterator, or with the program however that ends. Raises UserError where one of them is killed,
+    where they cannot be started, or where one cannot hand over what it computed.
     """
+    if not workers:
+        yield from map(f, arguments)
+        return
     from torch.utils.data import DataLoader
 
-    options = {"multiprocessing_context": "forkserver", "worker_init_fn": _begin_worker} if workers else {}
-    loader = DataLoader(_Items(f), batch_size=None, sampler=arguments, num_workers=workers, **options)
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["torch.utils.data"])  # imported once for all
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")  # multiprocessing has every process import the main file
     try:
-        results = iter(loader)
-    finally:
-        sys.modules["__main__"] = main
-    while True:
-        try:
-            result = next(results)
-        except StopIteration:
-            return
-        except (RuntimeError, EOFError, OSError) as error:  # the latter two where it dies while it hands over an array
-            if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error):
-                raise
-            want = "perhaps for want of memory, or of shared memory (docker run --shm-size 16g)"
-            raise UserError(f"a worker process died ({error!r}), {want}: lower --workers") from None
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["torch.utils.data"])  # imported once for all
+    except ValueError:  # Windows has none
+        context = multiprocessing.get_context("spawn")
+    options = {"multiprocessing_context": context, "worker_init_fn": _begin_worker}
+    loader = DataLoader(_Items(f), batch_size=None, sampler=arguments, num_workers=workers, **options)
+    for result in _results(loader):
         if isinstance(result, Exception):
             raise result
         yield result
+
+
+def _results(loader) -> Iterator:
+    """Yield what the workers of torch's loader return; raises UserError where they, or their queues, fail."""
+    main = sys.modules["__main__"]
+    try:
+        sys.modules["__main__"] = types.ModuleType("__main__")  # multiprocessing has every process import the main file
+        try:
+            results = iter(loader)
+        finally:
+            sys.modules["__main__"] = main
+        yield from results
+    except (RuntimeError, EOFError, OSError) as error:
+        if str(error).startswith("Caught "):  # by torch, in the function that they compute
+            raise
+        raise _failed(error) from None
 
 
 class _Items:
@@ -326,7 +370,20 @@ def _begin_worker(number: int) -> None:
     """Leave Ctrl-C to the main process, and end with it: when it is killed, torch's own watch sees the fork server."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.excepthook = lambda *error: None  # that of a thread which was handing a batch over
+    multiprocessing.queues.Queue._on_queue_feeder_error = _hand_over_error
     threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
+
+
+def _hand_over_error(queue, error: Exception, item) -> None:
+    """Send the error in place of an item of torch's that could not be sent: for nothing one would wait for ever."""
+    if isinstance(item, tuple):  # (number, result); it is bytes when the other end is gone
+        queue.put((item[0], _failed(error)))
+
+
+def _failed(error: Exception) -> UserError:
+    why = textwrap.shorten(repr(error), 150)
+    want = "perhaps for want of memory, of shared memory (docker run --shm-size 16g), or by a limit (ulimit -a)"
+    return UserError(f"a worker process failed ({why}), {want}: lower --workers; with 0 there are none")
 
 
 def _imagenette() -> Path:
@@ -334,7 +391,7 @@ def _imagenette() -> Path:
     folder = data_dir() / "imagenet"
     root, temporary = folder / "imagenette2-160", folder / "imagenette2-160.tmp"
     if not root.is_dir():
-        archive = fetch("imagenet", "imagenette2-160.tgz", IMAGENETTE_SHA256, IMAGENETTE_MIRRORS)
+        archive = fetch("imagenet", "imagenette2-160.tgz", IMAGENETTE_SHA256, IMAGENETTE_MIRRORS, 99_003_388)
         try:
             with FileLock(folder / "imagenette2-160.lock"), tarfile.open(archive) as tar:
                 if not root.is_dir():  # somebody else may have unpacked it while we waited
@@ -360,16 +417,26 @@ def _hugging_face() -> tuple[list[str], dict]:
     return found[0].features["label"].names, dict(zip(SPLITS, files))
 
 
-def _pack(folder: Path, classes: list[str], parts: dict, side: int, workers: int, skip: bool) -> None:
-    """Pack every shard that is not there yet, then write set.json, which says that all are."""
-    for path in folder.glob("*.tmp"):  # of a run that was killed
-        path.unlink()
+def _shards(parts: dict) -> dict[str, Iterable]:
+    """Return by name the examples of every shard; a part is a list, or a Dataset."""
     shards = {}
     for split, part in parts.items():
         for k, start in enumerate(range(0, len(part), SHARD)):
             rows = range(start, min(start + SHARD, len(part)))
             shards[f"{split}-{k:05d}"] = part[rows.start : rows.stop] if isinstance(part, list) else part.select(rows)
-    todo = {name: shard for name, shard in shards.items() if _index(folder, name, skip) is None}
+    return shards
+
+
+def _key(examples) -> str:
+    """Return what tells files from others of the same names; nothing for those of Hugging Face, which do not change."""
+    return hashlib.sha256(repr(examples).encode()).hexdigest() if isinstance(examples, list) else ""
+
+
+def _pack(folder: Path, classes: list[str], shards: dict, side: int, workers: int, skip: bool) -> None:
+    """Pack every shard that is not there yet, then write set.json, which says that all are."""
+    for path in folder.glob("*.tmp"):  # of a run that was killed
+        path.unlink()
+    todo = {name: shard for name, shard in shards.items() if _index(folder, name, shard, skip) is None}
     total, left = sum(map(len, shards.values())), sum(map(len, todo.values()))
     print(f"packing {left} of {total} images into {folder} ({workers} worker processes)", flush=True)
     with tqdm(total=total, initial=total - left, unit=" images", dynamic_ncols=True, disable=None) as bar:
@@ -377,50 +444,60 @@ def _pack(folder: Path, classes: list[str], parts: dict, side: int, workers: int
             for name in unreadable:
                 tqdm.write(f"cannot read {name}", file=sys.stderr)
             bar.update(count)
-    counts = {split: sum(name.startswith(split) for name in shards) for split in parts}
-    _write(folder / "set.json", json.dumps({"classes": classes, "shards": counts}).encode())
+    counts = {split: sum(name.startswith(split) for name in shards) for split in SPLITS}
+    _write(folder / "set.json", {"classes": classes, "shards": counts})
 
 
-def _open(folder: Path, skip: bool) -> tuple[Packed, ...] | None:
+def _open(folder: Path, shards: dict, skip: bool) -> tuple[Packed, ...] | None:
     """Return the packed sets in a folder; None where a shard is not there yet, or is to be packed again."""
-    try:
-        description, sets = json.loads((folder / "set.json").read_text()), []
-    except (FileNotFoundError, ValueError):
+    description, sets = _read(folder / "set.json"), []
+    if description is None:
         return None
     for split, count in description["shards"].items():
         names = [f"{split}-{k:05d}" for k in range(count)]
-        indices = [_index(folder, name, skip) for name in names]
+        indices = [_index(folder, name, shards.get(name), skip) for name in names]
         if None in indices:
             return None
         lengths = [np.array(index["lengths"], np.int64) for index in indices]
         offsets = [np.cumsum(part) - part for part in lengths]
         labels = [np.array(index["labels"], np.int32) for index in indices]
-        shards = np.repeat(np.arange(count), [len(part) for part in lengths])  # (N,)
-        arrays = (shards, *map(np.concatenate, (offsets, lengths, labels)))  # (N,) each
+        numbers = np.repeat(np.arange(count), [len(part) for part in lengths])  # (N,)
+        arrays = (numbers, *map(np.concatenate, (offsets, lengths, labels)))  # (N,) each
         unreadable = [name for index in indices for name in index["unreadable"]]
         sets.append(Packed(description["classes"], [folder / f"{name}.jpegs" for name in names], *arrays, unreadable))
     return tuple(sets)
 
 
-def _index(folder: Path, name: str, skip: bool) -> dict | None:
-    """Return the index of a shard; None where the shard is not whole, or, unless `skip`, where it left images out."""
-    try:
-        index = json.loads((folder / f"{name}.json").read_text())
-        size = (folder / f"{name}.jpegs").stat().st_size
-    except (FileNotFoundError, ValueError):
+def _index(folder: Path, name: str, examples, skip: bool) -> dict | None:
+    """Return the index of a shard of these examples; None where it is not whole, or, unless `skip`, left images out."""
+    index, jpegs = _read(folder / f"{name}.json"), folder / f"{name}.jpegs"
+    if index is None or index["key"] != _key(examples) or (index["unreadable"] and not skip):
         return None
-    whole = size == sum(index["lengths"])  # a loss of power may have cost it its end
-    return index if whole and (skip or not index["unreadable"]) else None
+    return index if jpegs.exists() and jpegs.stat().st_size == sum(index["lengths"]) else None
 
 
-def _write(path: Path, content: bytes) -> None:
-    """Write a file that is never seen half-written."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _sealed(content: bytes) -> bytes:
+    """Return a JSON object's bytes with their checksum as its first entry, on a line of its own."""
+    return b'{"sha256": "%s",\n%s' % (hashlib.sha256(content).hexdigest().encode(), content[1:])
+
+
+def _write(path: Path, content: dict) -> None:
+    """Write a JSON file that is whole or not there."""
+    with whole_file(path) as file:
+        file.write(_sealed(json.dumps(content).encode()))
+
+
+def _read(path: Path) -> dict | None:
+    """Return what was written to a JSON file; None where there is none, and where it is another, which is deleted."""
+    if not path.exists():
+        return None
+    sealed = path.read_bytes()
+    content = b"{" + sealed.partition(b"\n")[2]
+    if sealed == _sealed(content):
+        return json.loads(content)
+    print(f"{path} is damaged: it is made again", flush=True)
+    path.unlink()
+    return None
 
 
 def _cannot_write(folder: Path, error: OSError) -> DataError:

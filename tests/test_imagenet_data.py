@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import os
 import re
 import shutil
@@ -87,6 +88,36 @@ def test_other_settings_or_images_are_another_set(folder, home):
     assert len([path for path in home.iterdir() if path.is_dir()]) == 4
 
 
+def test_photographs_replaced_under_the_same_names(folder, home, capsys):
+    imagenet.prepare(str(folder))
+    picture(50, 33, 33).save(folder / "train" / "cat" / "4.JPEG")  # of another size
+    path, other = folder / "train" / "ape" / "0.JPEG", io.BytesIO()
+    picture(51, 8, 8).save(other, "JPEG")
+    path.write_bytes(other.getvalue().ljust(path.stat().st_size, b"\0"))  # of another time alone
+    capsys.readouterr()
+    train, _ = imagenet.prepare(str(folder))
+    assert "packing 8 of 30" in capsys.readouterr().out  # the shards that they are in
+    paths = [folder / "train" / name / f"{n}.JPEG" for name in train.classes for n in range(7)]
+    assert [train[i] for i in range(21)] == [path.read_bytes() for path in paths]
+    assert len(list(home.glob("*/*.json"))) == 1 + 6 + 3  # in place of the old ones
+    imagenet.prepare(str(folder))
+    assert "packing" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["brackets[1]", "docs [v2]", "a*b?", "[!a]", "with space"])
+def test_a_path_is_no_pattern(name, folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAMPUP_DATA", str(tmp_path / name / "data"))
+    (folder / "train" / "bee").rename(folder / "train" / name)
+    (folder / "val" / "bee").rename(folder / "val" / name)
+    folder = folder.rename(folder.with_name(f"images {name}"))
+    train, val = imagenet.prepare(str(folder))
+    assert train.classes == sorted(["ape", name, "cat"])
+    (only(tmp_path / name / "data" / "imagenet") / "set.json").unlink()
+    (only(tmp_path / name / "data" / "imagenet") / "x.jpegs.tmp").write_bytes(b"")
+    assert (len(train), len(val)) == tuple(map(len, imagenet.prepare(str(folder)))) == (21, 9)
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
 @pytest.mark.parametrize(
     ("mode", "suffix", "options"),
     [
@@ -98,6 +129,7 @@ def test_other_settings_or_images_are_another_set(folder, home):
         ("P", "PNG", {}),
         ("1", "PNG", {}),
         ("LA", "PNG", {}),
+        ("PA", "TIFF", {}),
     ],
 )
 @pytest.mark.parametrize("size", [(1, 1), (3, 200), (60, 40), (700, 300)])
@@ -113,8 +145,20 @@ def test_to_jpeg(mode, suffix, options, size):
         expected = expected.resize((233, 100), Image.Resampling.BOX)
     assert image.size == expected.size
     difference = np.abs(np.asarray(image, int) - np.asarray(expected, int)).mean()
-    # Of 255 levels. The pixels of the modes 1 and P flicker; three columns have two of colour.
-    assert difference < (25 if mode in "1P" or size == (3, 200) else 3)
+    # Of 255 levels. The pixels of the modes 1, P and PA flicker; three columns have two of colour.
+    assert difference < (25 if mode[0] in "1P" or size == (3, 200) else 3)
+
+
+@pytest.mark.parametrize(("suffix", "kind"), [("PNG", np.uint16), ("TIFF", np.uint16), ("TIFF", np.int32)])
+def test_grey_of_16_bits(suffix, kind):
+    ramp = np.tile(np.linspace(0, 65535, 256).astype(kind), (64, 1))  # (64, 256)
+    file = io.BytesIO()
+    Image.fromarray(ramp).save(file, suffix)
+    image = np.asarray(Image.open(io.BytesIO(imagenet.to_jpeg(file.getvalue(), side=256))))
+    assert image.shape == (64, 256, 3)
+    assert len(np.unique(image)) > 240
+    assert abs(image.mean() - 127.5) < 1
+    assert np.abs(image[32, :, 0] - np.arange(256.0)).max() <= 3
 
 
 def test_small_jpeg_is_kept_and_a_large_one_shrinks():
@@ -179,11 +223,41 @@ def test_folder_that_is_laid_out_otherwise(change, message, folder, home):
     assert not home.exists()
 
 
-def test_other_files_are_no_images(folder):
-    (folder / "train" / "ape" / ".hidden.JPEG").write_bytes(b"")
-    (folder / "train" / "ape" / "notes.txt").write_text("none")
+def test_other_files_are_no_images(folder, capsys):
+    for hidden in (".ipynb_checkpoints", "ape/.ipynb_checkpoints"):
+        for split in ("train", "val"):
+            shutil.copytree(folder / "val" / "bee", folder / split / hidden)
+    ape = folder / "train" / "ape"
+    shutil.copy(ape / "0.JPEG", ape / "._0.JPEG")
+    for name in ("notes.txt", "a.gif", "b.GIF", "c.tiff", "d.jfif", "no_extension", "e.\x1b[31m", "f." + 90 * "x"):
+        (ape / name).write_bytes((ape / "0.JPEG").read_bytes())
+    (ape / "folder.JPEG").mkdir()
+    os.mkfifo(ape / "pipe.JPEG")  # which would be waited for, for ever
+    (ape / "link.JPEG").symlink_to("nowhere")
     (folder / "train" / "README.md").write_text("none")
-    assert len(imagenet.prepare(str(folder))[0]) == 21
+    train, val = imagenet.prepare(str(folder))
+    assert train.classes == val.classes == ["ape", "bee", "cat"]
+    assert (len(train), len(val)) == (21, 9)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "passed over" in line]
+    kinds = "5 hidden, 3 others, 2 .gif, 2 no files, 1 .md"
+    assert lines == [f"passed over 17 entries of {folder} that are no images: {kinds}"]
+
+
+def test_no_line_where_all_are_images(folder, capsys):
+    (folder / "train" / "ape" / "again.JPEG").symlink_to("0.JPEG")
+    assert len(imagenet.prepare(str(folder))[0]) == 22
+    assert "passed over" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (2, 3)])
+def test_tiny_photographs(size, folder):
+    picture(1, *size).save(folder / "train" / "ape" / "0.JPEG")
+    picture(1, *size).save(folder / "val" / "ape" / "0.JPEG")
+    train, val = imagenet.prepare(str(folder))
+    for seed in (0, None):
+        ((images, labels),) = imagenet.load(train, [(0, np.array([0]))], 16, seed)
+        assert images.shape == (1, 16, 16, 3)
+        assert levels(images[0].mean((0, 1)), np.asarray(picture(1, *size)).mean((0, 1))) < 128
 
 
 PREPARE = """
@@ -227,12 +301,13 @@ def test_kill_while_packing(workers, photographs, tmp_path, home):
     assert not (killed / "set.json").exists()
     done = set(killed.glob("*.json"))
     assert 3 <= len(done) < 75
-    (killed / "train-00049.jpegs.1.tmp").write_bytes(b"half a file")
+    (killed / "train-00049.jpegs.tmp").write_bytes(b"half a file")
     before = {path: path.stat().st_mtime_ns for path in done}
     train, val = imagenet.prepare(str(folder), workers=workers)
     assert (len(train), len(val)) == (200, 100)
     assert before == {path: path.stat().st_mtime_ns for path in done}
     after = contents(killed)
+    assert not [name for name in after if name.endswith(".tmp")]
     killed.rename(home.parent / "kept")
     imagenet.prepare(str(folder))
     assert contents(killed) == after
@@ -247,6 +322,55 @@ def test_truncated_shard_is_packed_again(folder, home, capsys):
     imagenet.prepare(str(folder))
     assert "packing 8 of 30" in capsys.readouterr().out
     assert contents(only(home)) == before
+
+
+def resealed(content, **changes):
+    """Return a JSON file's bytes with some entries changed, and none of them the checksum."""
+    return json.dumps(json.loads(content) | changes).encode()
+
+
+@pytest.mark.parametrize("name", ["set.json", "train-00001.json"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda old: b"",
+        lambda old: old[: len(old) // 2],
+        lambda old: b"null",
+        lambda old: b"[]",
+        lambda old: b"{" * 100_000,
+        lambda old: b"\xff\xfe\0",
+        lambda old: b"{}",
+        lambda old: resealed(old, shards={"train": 2**64, "val": 2**64}),
+        lambda old: resealed(old, shards={"train": 1, "val": 1}),
+        lambda old: resealed(old, shards={"../train": -1}),
+        lambda old: resealed(old, classes=7),
+        lambda old: resealed(old, labels=[0, 0, 0, 2**70], lengths=[-1, "a", None, 1e300]),
+        lambda old: resealed(old, labels=[3, 3, 3, 3]),  # of 0, 1, 2
+        lambda old: old.replace(b"1", b"0"),
+    ],
+)
+def test_damaged_note_is_made_again(damage, name, folder, home, capsys):
+    imagenet.prepare(str(folder))
+    before = contents(only(home))
+    (only(home) / name).write_bytes(damage(before[name]))
+    capsys.readouterr()
+    train, _ = imagenet.prepare(str(folder))
+    packed = 0 if name == "set.json" else 4
+    output = capsys.readouterr().out.splitlines()
+    assert output[0] == f"{only(home) / name} is damaged: it is made again"
+    assert output[1].startswith(f"packing {packed} of 30 images")
+    assert len(output) == 2
+    assert contents(only(home)) == before
+    assert list(train.labels) == [0] * 7 + [1] * 7 + [2] * 7
+
+
+def test_two_at_once(folder, home):
+    code = [sys.executable, "-c", PREPARE, folder, "0"]
+    both = [subprocess.Popen(code, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    outputs = [process.communicate(timeout=120)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert sorted("packing 30 of 30" in output for output in outputs) == [False, True]
+    assert not list(home.rglob("*.tmp"))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -465,6 +589,15 @@ def test_random_box(size):
         assert share.max() > 0.9
 
 
+def test_random_boxes_are_as_often_wide_as_high():
+    rng = np.random.default_rng(0)
+    boxes = np.array([imagenet.random_box(rng, 1000, 1000, (0.0001, 0.0002)) for _ in range(4000)])
+    left, top, w, h = boxes.T
+    assert abs(np.log(w / h).mean()) < 0.01
+    assert (left + w).max() == (top + h).max() == 1000  # the last place is one of them
+    assert left.min() == top.min() == 0
+
+
 def test_half_of_the_crops_are_mirrored(tmp_path, folder):
     ramp = np.broadcast_to(np.linspace(0, 255, 64).astype(np.uint8)[None, :, None], (64, 64, 3))
     Image.fromarray(np.ascontiguousarray(ramp)).save(folder / "train" / "ape" / "0.JPEG", quality=95)
@@ -521,7 +654,7 @@ def test_workers(end, folder, tmp_path, request):
     assert "Traceback" not in errors
     if end == "kill":
         assert re.search(
-            r"error: a worker process died \(.*\), perhaps for want of memory, or .*: lower --workers", errors
+            r"error: a worker process failed \(.*\), perhaps for want of memory, .*: lower --workers", errors
         )
     wait_until(lambda: not processes(f" {process.pid} "))
 
@@ -532,3 +665,52 @@ def test_errors_of_workers_are_one_sentence(folder, home):
     for workers in (0, 1):
         with pytest.raises(UserError, match=r"cannot read image 0 of .*train-00000\.jpegs.*delete"):
             next(imagenet.load(train, [(0, np.array([0]))], size=8, workers=workers))
+
+
+LIMITED = """
+import resource, sys
+import numpy as np
+from common import imagenet
+from common.record import clean_exit
+
+if __name__ == "__main__":
+    pictures, _ = imagenet.made_up(3)
+    kind, limit, workers = getattr(resource, sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    resource.setrlimit(kind, (limit, resource.getrlimit(kind)[1]))
+    with clean_exit():
+        for images, _ in imagenet.load(pictures, imagenet.in_order(64, 16), 32, workers=workers):
+            print(images.shape)
+"""
+
+
+@pytest.mark.parametrize(("kind", "limit"), [("RLIMIT_FSIZE", 4096), ("RLIMIT_NOFILE", 20), ("RLIMIT_NOFILE", 10)])
+def test_batch_that_cannot_be_handed_over(kind, limit, tmp_path):
+    """The limit of files' sizes is also one of shared memory, and stands in for a /dev/shm that is full."""
+    (tmp_path / "main.py").write_text(LIMITED)
+    command = [sys.executable, tmp_path / "main.py", kind, str(limit)]
+    result = subprocess.run([*command, "2"], capture_output=True, text=True, timeout=60)
+    one_sentence(result, "error: a worker process failed (", "docker run --shm-size", "lower --workers")
+    assert result.returncode == 1
+    result = subprocess.run([*command, "0"], capture_output=True, text=True, timeout=60)  # what the sentence advises
+    assert result.stdout == 4 * "(16, 32, 32, 3)\n"
+
+
+SPAWN = """
+import multiprocessing.context as context
+context._concrete_contexts.pop("forkserver")
+"""
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_where_only_spawn_exists(workers, tmp_path):
+    (tmp_path / "main.py").write_text(SPAWN + LIMITED)
+    command = [sys.executable, tmp_path / "main.py", "RLIMIT_NOFILE", "256", str(workers)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (result.stdout, result.returncode) == (4 * "(16, 32, 32, 3)\n", 0)
+    assert "Traceback" not in result.stderr
+
+
+def test_errors_of_what_workers_compute_are_no_users():
+    for workers in (0, 1):
+        with pytest.raises(RuntimeError, match="that is ours"):
+            list(imagenet.in_workers(exec, ["raise RuntimeError('that is ours')"], workers))
