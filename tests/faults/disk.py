@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -10,6 +11,7 @@ from resource import RLIM_INFINITY, RLIMIT_FSIZE, setrlimit
 
 from tests.faults import tiny
 from tests.faults.programs import Case, end, exercise, file_operations, run, start, wait_for, wrong_end
+from tests.helpers import train_py
 
 WRITTEN = {  # by exercise and folder, how the names of the files begin that it writes there; "" is --out
     (15, ""): ("metrics", "checkpoint", "result", "loss"),
@@ -17,6 +19,9 @@ WRITTEN = {  # by exercise and folder, how the names of the files begin that it 
     (15, "imagenet"): ("train-00000.jpegs", "train-00000.json", "val-00000.jpegs", "set"),
     (17, "openwebtext"): ("train", "val", "tokens"),
 }
+SHORT = {(15, ""): ("checkpoint",), (15, "imagenet"): ("train-00000.jpegs", "set"), (17, "openwebtext"): ("train",)}
+LINKS = ("metrics.csv", "samples.txt", "loss.png", *(f"{name}.tmp" for name in ("best", "checkpoint", "result")))
+LINKS += ("best.pt.tmp", "checkpoint.pt.tmp", "result.json.tmp", "best.pt", "checkpoint.pt", "result.json")
 CLAIMS = ("is whole", "is kept", "stays", "is in ", "go on with")  # what may not be said of files that are gone
 
 
@@ -26,7 +31,7 @@ def cases(full: bool, rng: Random, folder: Path) -> Iterator[Case]:
     import torch  # noqa: F401
 
     flags, data = tiny.inputs(folder), Path(os.environ["RAMPUP_DATA"])
-    for (number, prepared), files in WRITTEN.items():
+    for (number, prepared), files in (WRITTEN if full else WRITTEN | SHORT).items():
         whole = folder / f"{number}{prepared}"
         yield tiny.unbroken(number, flags[number], whole)
         for i, name in enumerate(files * (4 if full else 1)):
@@ -39,9 +44,12 @@ def cases(full: bool, rng: Random, folder: Path) -> Iterator[Case]:
             yield no_room(number, name, most, flags[number], place, out, whole)
     whole = folder / "16"
     yield from no_folder(flags[16], folder, whole)
+    yield planted_links(flags[16], folder, whole)
     if can_mount(folder):
-        for size in range(8, 900, 37 if full else 400):  # kB; a checkpoint has some 60
+        for size in range(8, 900, 37) if full else (400,):  # kB; all that a run writes has some 350
             yield small_disk(size, flags[16], folder / "disk", whole)
+        for size in (16, 64) if full else ():
+            yield small_shared_memory(size, flags[15], folder / f"shm-{size}")
 
 
 def no_room(number, name, most, flags, place, out, whole) -> Case:
@@ -73,6 +81,27 @@ def no_folder(flags, folder: Path, whole: Path) -> Iterator[Case]:
         ended = end(process)
         claims = [words for words in CLAIMS if words in ended.text] if ended.code else []
         yield Case(fault, "exercise 16", wrong_end(ended, (1,)) or (f'says "{claims[0]}"' if claims else ""))
+
+
+def planted_links(flags, folder: Path, whole: Path) -> Case:
+    """Run where links have the names of a run's files: what they lead to stays as it is."""
+    (folder / "precious").write_text("mine")
+    (folder / "links").mkdir()
+    for name in LINKS:
+        (folder / "links" / name).symlink_to(folder / "precious")
+    ended = run(exercise(16, *flags, "--out", folder / "links"))
+    lost = wrong_end(ended, (0, 1)) or ("" if ended.code else tiny.not_the_same(folder / "links", whole))
+    changed = "" if (folder / "precious").read_text() == "mine" else "a file outside --out was written to"
+    return Case("links with the names of its files", "exercise 16", lost or changed)
+
+
+def small_shared_memory(size: int, flags, out: Path) -> Case:
+    """Run with worker processes that have so many kilobytes to hand their batches over, as in a container."""
+    mount = f'mount -t tmpfs -o size={size}k none /dev/shm && exec "$@"'
+    command = [sys.executable, train_py(15), *flags, "--workers", 2, "--out", out]
+    arguments = [str(part) for part in ("unshare", "--mount", "sh", "-c", mount, "sh", *command)]
+    ended = run(lambda: os.execvp("unshare", arguments), 60)
+    return Case("small /dev/shm", "exercise 15, two workers", wrong_end(ended, (0, 1)))
 
 
 def can_mount(folder: Path) -> bool:

@@ -78,7 +78,7 @@ def in_a_new_python(number, signal, moment, flags, rng, out, whole) -> Case:
         wait_for(lambda: tiny.rows(out) >= row, process)
     else:
         wait_for(lambda: "numpy" in Path(f"/proc/{process.pid}/maps").read_text(), process)  # which all import first
-        time.sleep(rng.uniform(0, 1.5))
+        time.sleep(rng.uniform(0, 0.7))
     kill([process.pid], signal)
     what = f"exercise {number}, new process"
     return Case(f"{signal.name} {moment}", what, after(process, number, signal, flags, out, whole))
