@@ -170,7 +170,7 @@ def programs(full: bool) -> dict[str, str]:
         "leaves a child": sleeper,
         "leaves a child, and waits for it": f"{sleeper}.wait()",
         "leaves a child, both deaf to SIGTERM": f"{deaf}; {sleeper}.wait()",
-        "a last line of many pairs": "print('result: ' + 'a=' * 60_000); sys.exit(0)",
+        "a last line of many pairs": "print('result: ' + 'a=' * 300_000); sys.exit(0)",
         "escape sequences": "print('\\x1b[2J\\x1b]0;x\\x07\\u202e', file=sys.stderr); sys.exit('\\x1b[31m')",
         "bytes that are no text": "os.write(1, bytes(range(256)) * 99); os.write(2, bytes(range(256))); os._exit(3)",
     }
@@ -193,7 +193,7 @@ def checked(path: Path, source: str) -> str:
     """Check a program, and return what is wrong with that: it took too long, or something of it is still there."""
     path.mkdir()
     (path / "train.py").write_text(source + train_py(1).read_text(encoding="utf-8"), encoding="utf-8")
-    ended = run(python("-m", "common.cli", "check", "1", "--folder", path, "--dry-run"), 60)
+    ended = run(python("-m", "common.cli", "check", "1", "--folder", path, "--dry-run"), 40)
     shutil.rmtree(path)
     left = marked()
     kill(left)

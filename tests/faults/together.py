@@ -75,10 +75,10 @@ def one_folder(number: int, flags: list[object], out: Path) -> Iterator[Case]:
         lost = wrong_end(second, (1,)) or ("" if "another run is writing" in second.text else "not refused")
         lost = lost or wrong_end(end(process), (0,)) or tiny.not_the_same(out, whole)
         yield Case(f"a second run into --out {' '.join(more)}".strip(), f"exercise {number}", lost)
-    before = files(out, ("*",))
-    later = {"a dry run into it": (number, [*flags, "--dry-run"]), "exercise 1 into it": (1, ["--steps", 5])}
-    for fault, (other, theirs) in later.items():
+    weights, dry = ("best.*", "checkpoint.*"), [*flags, "--dry-run"]
+    for fault, other, theirs, names in (("a dry run", number, dry, ("*",)), ("exercise 1", 1, [], weights)):
+        before = {path: path.read_bytes() for name in names for path in out.glob(name) if path.is_file()}
         lost = wrong_end(run(exercise(other, *theirs, "--out", out)), (0, 1))
-        now = files(out, ("*",))
-        gone = [name for name in before if now.get(name) != before[name]]
-        yield Case(fault, f"exercise {number}", lost or (f"{', '.join(gone[:3])} lost" if gone else ""))
+        gone = [path.name for path, content in before.items() if tiny.content(path) != content]
+        lost = lost or (f"{', '.join(sorted(gone)[:3])} lost" if gone else "")
+        yield Case(f"{fault} into its --out", f"exercise {number}", lost)
