@@ -1,10 +1,32 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and checkpoints: all of a run that --resume needs, of torch and of JAX.
 
+A checkpoint is a zip file with checksums, in torch's or numpy's format. Nothing in it is run or believed: the checksums
+are verified, and what does not fit the program that reads it is refused in one sentence.
+"""
+
+import json
+import math
 import os
+import pickle
+import struct
+import sys
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import BinaryIO
+
+from common import UserError
+
+import numpy as np
+
+RUN_ID = os.environ.get("TORCHELASTIC_RUN_ID", "none")  # torchrun's --rdzv-id; with --standalone it draws one
+SHAPE = ("layers", "heads", "channels", "block_size", "bias", "muon")  # flags that fit a checkpoint, or not
+MOMENTS = {"AdamW": {"step", "exp_avg", "exp_avg_sq"}, "Muon": {"momentum_buffer"}}  # that an optimizer keeps
+WRONG = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError, EOFError, OSError)
+DAMAGED = (*WRONG, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, struct.error, NotImplementedError)
 
 
 @contextmanager
@@ -28,3 +50,282 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         folder = os.open(path.parent, os.O_DIRECTORY)
         os.fsync(folder)
         os.close(folder)
+
+
+# For torch
+
+
+def save_torch(run, step: int, vocab: list[str] | None, model, *optimizers) -> None:
+    """Write checkpoint.pt into the run's folder: all that `resume_torch` needs. UserError where the disk is full."""
+    import torch
+
+    state = {**_notes(run, step), "vocab": vocab, "torchrun": RUN_ID, "model": model.state_dict()}
+    state |= {"optimizers": [each.state_dict()["state"] for each in optimizers]}
+    state |= {"rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all()}
+    write_torch(state, run.out / "checkpoint.pt")
+
+
+def save_best(run, step: int, vocab: list[str] | None, model) -> None:
+    """Write the model to best.pt in the run's folder if its validation loss is the least so far."""
+    if run.latest["validation loss"] == run.least["validation loss"]:
+        write_torch({**_notes(run, step), "vocab": vocab, "model": model.state_dict()}, run.out / "best.pt")
+
+
+def write_torch(state: dict, path: Path) -> None:
+    """Write a state as a torch file; one that is there stays until the new one is whole. UserError where it cannot."""
+    import torch
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as file:
+            torch.save(state, file)
+    except (OSError, RuntimeError) as error:  # the second is torch's own
+        raise _cannot_write(path, error) from None
+
+
+def read_torch(kind, path: Path) -> dict:
+    """Return what a checkpoint holds, on the CPU, its flags as a config of the dataclass `kind`.
+
+    Raises UserError where there is no such file, and where it is damaged or of another program.
+    """
+    state = _read_torch(path)
+    try:
+        model, vocab = state["model"], state["vocab"]
+        if not all(isinstance(name, str) and value.isfinite().all() for name, value in model.items()):
+            raise ValueError("a number that is not finite")
+        if vocab is not None and not (isinstance(vocab, list) and all(isinstance(word, str) for word in vocab)):
+            raise ValueError("a vocabulary that is none")
+        return state | {"config": _config(kind, state["config"])}
+    except WRONG:
+        raise _damaged(path) from None
+
+
+def load_flags(kind, path: Path, preset: str = "auto"):
+    """Return the flags of a checkpoint as the dataclass `kind`; raises UserError where its preset is another."""
+    notes = _read_torch(path, tensors=False) if path.suffix == ".pt" else _read_arrays(path)[1]
+    try:
+        config = _config(kind, notes["config"])
+    except WRONG:
+        raise _damaged(path) from None
+    if preset not in ("auto", getattr(config, "preset", "auto")):
+        raise UserError(f"the checkpoint {path} is of --preset {config.preset}, not {preset}: leave --preset out")
+    config.out = path.parent
+    return config
+
+
+def should_resume(resume: str, out: Path) -> bool:
+    """Return whether to go on from the checkpoint in `out`; "auto": if the same torchrun wrote it, which starts again.
+
+    How often it has done that is not asked: every host counts for itself.
+    """
+    auto = resume == "auto" and RUN_ID != "none" and (out / "checkpoint.pt").exists()
+    return resume == "yes" or (auto and _read_torch(out / "checkpoint.pt", tensors=False).get("torchrun") == RUN_ID)
+
+
+def resume_torch(config, vocab: list[str] | None, model, *optimizers) -> tuple[int, dict]:
+    """Put the checkpoint in `config.out` back; return its step, and what `Run` needs to go on from there.
+
+    What the flags say of the optimizers holds, not what they were. Ends the program where nothing is left to do. Raises
+    UserError as `read_torch` does, and where model, vocabulary or number of steps are others.
+    """
+    import torch
+
+    path = config.out / "checkpoint.pt"
+    _refuse_dry_run(config)
+    state = read_torch(type(config), path)
+    for name in SHAPE:
+        was = getattr(state["config"], name, None)
+        if was != getattr(config, name, None):
+            flag = "--" + name.replace("_", "-")
+            raise UserError(f"the checkpoint {path} is of a model of {flag} {was}: give that, or train anew")
+    if state["vocab"] != vocab:
+        raise UserError(f"the checkpoint {path} is of a text with another vocabulary: give its --text, or train anew")
+    try:
+        step, run = _progress(config, state)
+        ours = {name: value.shape for name, value in model.state_dict().items()}
+        if {name: value.shape for name, value in state["model"].items()} != ours:
+            raise ValueError("parameters of other shapes")
+        model.load_state_dict(state["model"])
+        for optimizer, moments in zip(optimizers, state["optimizers"], strict=True):
+            _check_moments(optimizer, moments, step)
+            groups = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        torch.set_rng_state(state["rng"])
+        torch.cuda.set_rng_state_all(state["cuda_rng"][: torch.cuda.device_count()])
+    except WRONG:
+        raise _damaged(path) from None
+    _end_if_finished(config, step)
+    return step, run
+
+
+def _read_torch(path: Path, tensors: bool = True) -> dict:
+    """Return what torch reads of a file whose checksums are right; without `tensors` those of the notes alone are."""
+    import torch
+
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                if tensors or not name.partition("/")[2].startswith("data/"):
+                    with archive.open(name) as file:
+                        while file.read(2**20):  # to its end, where the checksum is compared
+                            pass
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=not tensors)
+        if not isinstance(state, dict):
+            raise TypeError("not a dictionary")
+    except FileNotFoundError:
+        raise UserError(f"there is no checkpoint {path}: train without --resume first, or name another") from None
+    except DAMAGED:
+        raise _damaged(path) from None
+    return state
+
+
+def _check_moments(optimizer, moments: dict, step: int) -> None:
+    """Raise ValueError unless an optimizer's state has what it must have of every parameter."""
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    if set(moments) != set(range(len(params)) if step else ()):
+        raise ValueError("not of these parameters")
+    for i, found in moments.items():
+        if set(found) != MOMENTS[type(optimizer).__name__]:
+            raise ValueError("not of this optimizer")
+        for name, value in found.items():
+            if value.shape != (() if name == "step" else params[i].shape) or not value.isfinite().all():
+                raise ValueError("of another shape, or not finite")
+
+
+# For JAX
+
+
+def save_jax(run, step: int, state) -> None:
+    """Write checkpoint.npz into the run's folder: the arrays of a pytree, the flags, and how far the run had come.
+
+    Raises UserError where the disk takes no more; the last whole checkpoint stays.
+    """
+    path, notes = run.out / "checkpoint.npz", json.dumps(_notes(run, step))
+    try:
+        with whole_file(path) as file:
+            np.savez(file, notes=notes, **{name: np.asarray(leaf) for name, leaf in _leaves(state).items()})
+    except OSError as error:
+        raise _cannot_write(path, error) from None
+
+
+def resume_jax(config, state) -> tuple[object, int, dict]:
+    """Return the arrays of the checkpoint in `config.out` as a pytree like `state`, its step, and what `Run` needs.
+
+    Each has the type of its leaf of `state`. Ends the program where nothing is left to do. Raises UserError
+    where there is no checkpoint, and where it is damaged, of another architecture, or of more steps.
+    """
+    import jax
+
+    path = config.out / "checkpoint.npz"
+    _refuse_dry_run(config)
+    arrays, notes = _read_arrays(path)
+    ours = _leaves(state)
+    for name in {**ours, **arrays}:
+        there, here = (found[name].shape if name in found else "none" for found in (arrays, ours))
+        if there != here:
+            reason = f"{name} has shape {there} there, {here} here"
+            raise UserError(
+                f"the checkpoint {path} is of another architecture: {reason}; give its flags, or train anew"
+            )
+    try:
+        step, run = _progress(config, notes)
+        leaves = [arrays[name].astype(leaf.dtype, casting="same_kind") for name, leaf in ours.items()]
+        if not all(np.isfinite(leaf).all() for leaf in leaves):
+            raise ValueError("a number that is not finite")
+    except WRONG:
+        raise _damaged(path) from None
+    _end_if_finished(config, step)
+    return jax.tree.unflatten(jax.tree.structure(state), leaves), step, run
+
+
+def _read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict]:
+    """Return the arrays of a checkpoint.npz by name, and its notes; numpy verifies all checksums."""
+    try:
+        with np.load(path) as file:
+            arrays = {name: file[name] for name in file.files}
+        notes = json.loads(str(arrays.pop("notes")))
+        return arrays, {name: notes[name] for name in ("config", "step", "run")}
+    except FileNotFoundError:
+        raise UserError(f"there is no checkpoint {path}: train without --resume first, or give its --out") from None
+    except DAMAGED:
+        raise _damaged(path) from None
+
+
+def _leaves(state) -> dict:
+    """Return the arrays of a pytree by names such as 0.blocks.3.conv1.w, in its own order."""
+    import jax
+
+    found = jax.tree.leaves_with_path(state)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in found}
+
+
+# For both
+
+
+def _notes(run, step: int) -> dict:
+    flags = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(run.config).items()}
+    del flags["out"]  # which may have another name when it is read
+    return {"config": flags, "step": step, "run": run.state()}
+
+
+def _config(kind, flags: dict):
+    """Return saved flags as the dataclass `kind`; raises ValueError or KeyError where one is missing or wrong."""
+    values = {}
+    for field in fields(kind):
+        if field.name == "out":
+            continue
+        value = (
+            flags[field.name] if field.name in flags or field.name != "text" else None
+        )  # exercise 17 has no such flag
+        default = field.default
+        if isinstance(default, Path) or (default is None and isinstance(value, str)):
+            value = Path(value)
+        like = (int, float) if isinstance(default, float) else type(default)
+        if default is not None and (
+            not isinstance(value, like) or isinstance(value, bool) != isinstance(default, bool)
+        ):
+            raise ValueError(f"{field.name} is {value!r}")
+        values[field.name] = value
+    return kind(**values)
+
+
+def _progress(config, notes: dict) -> tuple[int, dict]:
+    """Return a checkpoint's step and its run's state; raises ValueError, TypeError or KeyError where they are none."""
+    step, run = notes["step"], notes["run"]
+    counts = [step, *run["sizes"].values()]
+    measured = [*run["latest"].values(), *run["least"].values(), run["seconds"]]
+    if not all(isinstance(count, int) and count >= 0 for count in counts) or not all(map(math.isfinite, measured)):
+        raise ValueError("numbers that are none")
+    if step > config.steps:
+        there = f"the checkpoint in {config.out} has {step} steps, --steps {config.steps} is less"
+        raise UserError(f"{there}: ask for more, or train anew into another --out")
+    return step, run
+
+
+def _end_if_finished(config, step: int) -> None:
+    """End the program, with exit code 0, where a run has made all its steps and written all its files."""
+    if step == config.steps and all((config.out / name).exists() for name in ("result.json", "loss.png")):
+        print(f"all {step} steps are made, and {config.out / 'result.json'} has the result: nothing is left to do")
+        print(
+            "to go on, ask for more with --steps; to train anew, choose another --out (with torchrun a new --rdzv-id)"
+        )
+        sys.exit(0)
+
+
+def _refuse_dry_run(config) -> None:
+    if config.dry_run:
+        raise UserError(
+            "--resume goes on with a real run, --dry-run makes three steps of its own: leave one of them out"
+        )
+
+
+def _damaged(path: Path) -> UserError:
+    return UserError(
+        f"{path} is damaged, or no checkpoint of this exercise, and was not used: name another, or train anew"
+    )
+
+
+def _cannot_write(path: Path, error: Exception) -> UserError:
+    reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    stays = "; the last whole one stays, go on from it with --resume" if path.exists() else ""
+    return UserError(f"cannot write {path} ({reason}): make room, or choose another folder{stays}")

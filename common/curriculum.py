@@ -100,7 +100,7 @@ EXERCISES = (
         14,
         "Switch from MNIST to ImageNet. Adjust your resnet setup by copying the literature. Do a multi-day run on "
         "ImageNet and see how you score, and compare to what other people have reported.",
-        budget=260,
+        budget=270,
     ),
     Exercise(
         16,
@@ -108,7 +108,7 @@ EXERCISES = (
         13,
         "Go back to your transformer. Make it work on GPU, and try to match Karpathy's implementation and performance "
         "from the nanoGPT repo (on the shakespeare dataset).",
-        budget=260,
+        budget=270,
     ),
     Exercise(
         17,
@@ -116,7 +116,7 @@ EXERCISES = (
         16,
         "Upgrade your code to work on multiple GPUs, get your hands on some, switch your dataset to openwebtext, and "
         "try to match Karpathy's implementation and performance (at GPT2 scale).",
-        budget=220,
+        budget=230,
     ),
 )
 

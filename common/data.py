@@ -1,39 +1,51 @@
-"""Real data: look in data/, verify, and only then download; read it with every assumption checked."""
+"""Real data: look in data/, verify, and only then download; and words of texts, there and back."""
 
 import gzip
 import hashlib
-import math
 import os
-import re
 import struct
-import sys
+import threading
 import zlib
+from collections.abc import Sequence
+from concurrent.futures import Future, wait
 from pathlib import Path
-
-import numpy as np
-import pooch
-from filelock import FileLock
+from typing import BinaryIO
 
 from common import UserError
+from common.checkpoint import whole_file
 from common.curriculum import ROOT
+
+import numpy as np
+import regex
+from filelock import FileLock
+from tqdm import tqdm
 
 MNIST_MIRRORS = (
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
     "https://storage.googleapis.com/cvdf-datasets/mnist/",
 )
-MNIST_SHA256 = {
-    "train-images-idx3-ubyte.gz": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
-    "train-labels-idx1-ubyte.gz": "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
-    "t10k-images-idx3-ubyte.gz": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
-    "t10k-labels-idx1-ubyte.gz": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+MNIST = {  # images and labels: the sha256 of each file, and its bytes
+    "train-images-idx3-ubyte.gz": ("440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609", 9_912_422),
+    "train-labels-idx1-ubyte.gz": ("3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c", 28_881),
+    "t10k-images-idx3-ubyte.gz": ("8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6", 1_648_877),
+    "t10k-labels-idx1-ubyte.gz": ("f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6", 4_542),
+}
+MNIST_CONTENTS = {  # the sha256 of what is packed in them
+    "train-images-idx3-ubyte.gz": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    "train-labels-idx1-ubyte.gz": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    "t10k-images-idx3-ubyte.gz": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    "t10k-labels-idx1-ubyte.gz": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
 SHAKESPEARE_MIRRORS = (
     "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/",
     "https://cdn.jsdelivr.net/gh/karpathy/char-rnn@master/data/tinyshakespeare/",
 )
-SHAKESPEARE_SHA256 = {"input.txt": "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"}
-MAX_RANK = 4  # dimensions of an IDX file; MNIST's images have 3
-TIMEOUT = 30.0  # seconds without an answer after which a mirror is given up
+SHAKESPEARE = ("86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed", 1_115_394)  # sha256, bytes
+TIMEOUT, LEAST = 30.0, 10_000  # a mirror that sends fewer than so many bytes in so many seconds is given up
+LARGEST = 2 * 2**30  # bytes of a file whose size is not known: where a mirror that never ends is cut off
+# A character of the scripts that leave no space between words, or of their punctuation, is a word by itself.
+SPACELESS = r"(?!\p{M})[\p{Han}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\u3001-\u30ff\uff00-\uffef]"
+WORD = regex.compile(rf"(?:(?!{SPACELESS})[\p{{L}}\p{{M}}'’])+|\n|[^\s\ufeff]\p{{M}}*")  # M: marks; ufeff: a BOM
 
 
 class DataError(UserError):
@@ -49,19 +61,34 @@ def mnist(dry_run: bool = False) -> tuple[tuple[np.ndarray, np.ndarray], tuple[n
     """Return MNIST's training and test set, each as images (N, 28, 28) and labels (N,), uint8.
 
     LeCun, Cortes, Burges, "The MNIST database of handwritten digits": 60,000 and 10,000 images. With `dry_run`, random
-    images of the same shape instead, 1,000 and 200, and nothing is read. Raises DataError where a file cannot be had,
-    is damaged, or does not fit the others.
+    images of the same shape instead, 1,000 and 200, and nothing is read. Raises DataError where a file cannot be had
+    or is damaged.
     """
     if dry_run:
         rng = np.random.default_rng(0)
         images, labels = rng.integers(0, 256, (1200, 28, 28), np.uint8), rng.integers(0, 10, 1200, np.uint8)
         return (images[:1000], labels[:1000]), (images[1000:], labels[1000:])
-    sets = []
-    for part in ("train", "t10k"):
-        names = [f"{part}-images-idx3-ubyte.gz", f"{part}-labels-idx1-ubyte.gz"]
-        paths = [fetch("mnist", name, MNIST_SHA256[name], MNIST_MIRRORS) for name in names]
-        sets.append(read_images_and_labels(*paths))
-    return tuple(sets)
+    train_images, train_labels, test_images, test_labels = (_read_idx(name) for name in MNIST)
+    return (train_images, train_labels), (test_images, test_labels)
+
+
+def _read_idx(name: str) -> np.ndarray:
+    """Return the array of one of MNIST's files; one that somebody packed anew is as good, if it holds the same.
+
+    The format (yann.lecun.com/exdb/mnist): three bytes for the type, the number of dimensions, each dimension as a
+    big-endian 32-bit integer, then the elements, last axis fastest.
+    """
+    try:
+        with gzip.open(data_dir() / "mnist" / name) as file:
+            content = file.read(50_000_000)  # more than any of them holds
+    except (OSError, EOFError, zlib.error):  # it is not there, or damaged
+        content = b""
+    if hashlib.sha256(content).hexdigest() != MNIST_CONTENTS[name]:
+        sha256, size = MNIST[name]
+        content = gzip.decompress(fetch("mnist", name, sha256, MNIST_MIRRORS, size).read_bytes())
+    rank = content[3]
+    shape = struct.unpack(f">{rank}I", content[4 : 4 + 4 * rank])
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * rank).reshape(shape).copy()
 
 
 def shakespeare(dry_run: bool = False) -> str:
@@ -71,41 +98,89 @@ def shakespeare(dry_run: bool = False) -> str:
     """
     if dry_run:
         return "First Citizen:\nWe dry the run, and run it dry; speak, speak.\n\nROMEO:\nSpeak, speak!\n\n" * 250
-    path = fetch("shakespeare", "input.txt", SHAKESPEARE_SHA256["input.txt"], SHAKESPEARE_MIRRORS)
-    return path.read_text(encoding="utf-8")
+    sha256, size = SHAKESPEARE
+    return fetch("shakespeare", "input.txt", sha256, SHAKESPEARE_MIRRORS, size).read_text(encoding="utf-8")
 
 
 def text(path: Path) -> str:
-    """Return the text of a user's own file; raises DataError where it cannot be read, is not UTF-8, or is empty."""
+    """Return the text of a user's own file, without byte order marks; DataError where it cannot be read as UTF-8 text.
+
+    An empty file is refused, too.
+    """
     try:
-        content = path.read_text(encoding="utf-8-sig")  # without the mark that some editors put in front
+        content = path.read_text(encoding="utf-8").replace("\ufeff", "")
     except OSError as error:
         raise DataError(f"cannot read the text {path}: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from None
+        if error.object.startswith(b"\x1f\x8b"):
+            raise DataError(f"{path} is a gzip file, not UTF-8 text: unpack it first") from None
+        kind = "but UTF-16" if error.object[:2] in (b"\xff\xfe", b"\xfe\xff") else f"(byte {error.start})"
+        raise DataError(f"{path} is not UTF-8 text {kind}: save it as plain text in UTF-8") from None
+    if "\0" in content:
+        raise DataError(f"{path} holds NUL characters, as UTF-16 and files that are no text do: save it as UTF-8")
     if not content.strip():
-        raise DataError(f"the text {path} is empty")
+        raise DataError(f"the text {path} is empty: give one with words in it")
     return content
 
 
 def split_words(content: str) -> list[str]:
-    """Return the words of a text in order: runs of letters and apostrophes, single other characters, ends of lines."""
-    return re.findall(r"[A-Za-z']+|[^\sA-Za-z']|\n", content)
+    """Return the words of a text in order: runs of letters and apostrophes, single other characters, ends of lines.
+
+    A letter is one of any alphabet, with its accents; a character of a script without spaces, as Chinese, is a word.
+    """
+    return WORD.findall(content)
 
 
-def join_words(words: list[str]) -> str:
-    """Return words as a text that reads as English: no space before a comma, at a hyphen or at the ends of a line."""
-    content = re.sub(r" ([.,:;?!)\]])", r"\1", " ".join(words))
-    content = re.sub(r"([(\[]) ", r"\1", content)
-    return re.sub(r" ?([-\n]) ?", r"\1", content)
+def join_words(words: Sequence[str]) -> str:
+    """Return words as a text that reads well: no space before commas, at hyphens, Chinese, ends of lines."""
+    content = regex.sub(r" ([.,:;?!)\]])", r"\1", " ".join(words))
+    content = regex.sub(r"([(\[]) (?!\p{M})", r"\1", content)  # a mark would become one of the bracket
+    return regex.sub(rf" ?([-\n]|{SPACELESS}\p{{M}}*) ?(?!\p{{M}})", r"\1", content)
 
 
-def fetch(folder: str, name: str, sha256: str, mirrors: tuple[str, ...]) -> Path:
+def prompt_words(config, vocab: Sequence[str], train: Sequence[int]) -> list[str]:
+    """Return the words that samples go on from: those of `config.prompt`, or its characters where there is no <unk>.
+
+    Where the vocabulary lacks some, and the user asked for none, they are the text's own first eight instead; `train`
+    are its words by number. Raises UserError where a user's are all unknown; with characters, encode() is stricter.
+    """
+    content, unknown = config.prompt.replace("\\n", "\n"), vocab[0] == "<unk>"
+    words = split_words(content) if unknown else list(content)
+    lacking = _lacking(words, vocab)
+    if lacking and config.prompt == type(config).prompt:
+        print(f"samples go on from the text's first words, since it lacks {lacking}; --prompt takes others")
+        return [vocab[number] for number in train[:8]]
+    if lacking and unknown:
+        if set(words).isdisjoint(vocab):
+            raise UserError(f"--prompt: the vocabulary lacks {lacking}: give it words that the training text has twice")
+        print(f"--prompt: the vocabulary lacks {lacking}, which the model reads as <unk>")
+    return words
+
+
+def check_characters(content: str, vocab: Sequence[str]) -> None:
+    """Raise UserError where a prompt has characters that the vocabulary lacks, and name them."""
+    if lacking := _lacking(content, vocab):
+        known = shorten(repr("".join(vocab)), 50)
+        raise UserError(f"--prompt: the model does not know {lacking}: its characters are {known}")
+
+
+def _lacking(words: Sequence[str], vocab: Sequence[str]) -> str:
+    """Return those of the words that a vocabulary lacks, in a list for the eye, of which the first 50 characters do."""
+    known = set(vocab)
+    return shorten(", ".join(repr(word) for word in dict.fromkeys(words) if word not in known), 50)
+
+
+def shorten(content: str, most: int = 100) -> str:
+    """Return a text as it is, or what fits of it into `most` characters."""
+    return content if len(content) <= most else content[: most - 1] + "…"
+
+
+def fetch(folder: str, name: str, sha256: str, mirrors: tuple[str, ...], size: int | None = None) -> Path:
     """Return the path of a verified data file, downloaded into data_dir()/folder if it is not there yet.
 
-    `mirrors` are base addresses, tried in turn. The download goes to a temporary file that takes its place when the
-    sha256 is right, so a file under this name is always whole; of two processes that ask at once, one downloads and
-    the other waits. Raises DataError, which names everything needed to get the file by hand.
+    `mirrors` are base addresses, tried in turn; one that sends more than `size` bytes is cut off there, and one that is
+    too slow is given up. The file takes its name when it is complete and its sha256 is right; of two processes that ask
+    at once, one downloads and the other waits. Raises DataError, which names everything needed to get it by hand.
     """
     path = data_dir() / folder / name
     try:
@@ -113,71 +188,61 @@ def fetch(folder: str, name: str, sha256: str, mirrors: tuple[str, ...]) -> Path
             return path
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_name(name + ".lock")):
-            found = _sha256(path)  # somebody else may have brought it while we waited
-            if found == sha256:
+            found = _sha256(path)
+            if found == sha256:  # somebody else has brought it while we waited
                 return path
             problems = []
-            pooch.get_logger().setLevel("INFO" if sys.stderr.isatty() else "WARNING")
             for mirror in mirrors:
-                downloader = pooch.HTTPDownloader(timeout=TIMEOUT, progressbar=sys.stderr.isatty())
                 try:
-                    # pooch calls an old file of another content "outdated" and replaces it, again only when verified
-                    pooch.retrieve(mirror + name, f"sha256:{sha256}", name, path.parent, downloader=downloader)
+                    with whole_file(path) as file:
+                        _download(mirror + name, file, sha256, size)
                     return path
-                except (OSError, ValueError) as error:  # requests' errors are OSErrors; ValueError: wrong checksum
+                except (OSError, ValueError) as error:  # requests' errors are OSErrors
                     problems.append(f"{mirror + name} ({_why(error)})")
     except OSError as error:
         reason = error.strerror or error
         raise DataError(f"cannot use {path} ({reason}): mend that, or set RAMPUP_DATA to another folder") from None
-    state = "is missing" if found is None else f"is damaged (its sha256 is {found})"
+    state = "is missing" if found is None else f"is damaged, or another file (its sha256 is {found}),"
     raise DataError(
         f"{path} {state} and could not be downloaded from {' or '.join(problems)}: "
         f"put the file with sha256 {sha256} there, or set RAMPUP_DATA to a folder that has {folder}/{name}"
     )
 
 
-def read_images_and_labels(image_path: Path, label_path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return images (N, H, W) and labels (N,), uint8, of two gzipped IDX files; DataError where they do not fit."""
-    images, labels = (read_idx(path) for path in (image_path, label_path))
-    if images.ndim != 3:
-        raise DataError(f"{image_path} holds an array of shape {images.shape}, not images (N, H, W)")
-    if labels.ndim != 1:
-        raise DataError(f"{label_path} holds an array of shape {labels.shape}, not labels (N,)")
-    if len(images) != len(labels):
-        raise DataError(f"{image_path} holds {len(images)} images, but {label_path} holds {len(labels)} labels")
-    return images, labels
+def _download(url: str, file: BinaryIO, sha256: str, size: int | None) -> None:
+    """Write what an address sends to a file; ValueError where that is too much or not what it should be.
 
-
-def read_idx(path: Path) -> np.ndarray:
-    """Return the uint8 array of a gzipped IDX file; raises DataError where it cannot be read or is not such a file."""
-    try:
-        content = gzip.decompress(path.read_bytes())
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} cannot be read as a gzip file ({error}): delete it and fetch it again") from None
-    return parse_idx(content, str(path))
-
-
-def parse_idx(content: bytes, name: str = "the file") -> np.ndarray:
-    """Return the uint8 array of an IDX file's bytes; raises DataError, naming `name`, where anything is not as it says.
-
-    The format (yann.lecun.com/exdb/mnist): two zero bytes, the element type (8: unsigned byte, the only one that MNIST
-    has), the number of dimensions, each dimension as a big-endian 32-bit integer, then the elements, last axis fastest.
+    Raises TimeoutError where it is too slow, and requests' own errors, which are OSErrors. A thread does the work, and
+    is left to itself if need be (a closed file ends it), since a socket's own time limit starts anew with every byte.
     """
-    if content[:3] != b"\0\0\x08":
-        raise DataError(f"{name} is not an IDX file of bytes: it begins with {content[:3]!r}, not with 00 00 08")
-    rank = content[3] if len(content) > 3 else 0
-    if not 1 <= rank <= MAX_RANK:
-        raise DataError(f"{name} says that it has {rank} dimensions, not 1 to {MAX_RANK}")
-    start = 4 + 4 * rank
-    if len(content) < start:
-        raise DataError(f"{name} ends in the middle of its header: it has {len(content)} bytes, not {start}")
-    shape = struct.unpack(f">{rank}I", content[4:start])
-    size = math.prod(shape)  # in Python's integers, which no header can overflow
-    if size == 0:
-        raise DataError(f"{name} holds an empty array: its header says {shape}")
-    if len(content) - start != size:
-        raise DataError(f"{name} holds {len(content) - start} elements, but its header says {shape}, which are {size}")
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape).copy()
+    with tqdm(desc=url, total=size, unit="B", unit_scale=True, disable=None) as bar:
+        found = Future()
+        threading.Thread(target=_receive, args=(url, file, size, bar, found), daemon=True).start()
+        while not found.done():
+            before = file.tell()
+            wait([found], TIMEOUT)
+            if not found.done() and file.tell() < before + LEAST:
+                raise TimeoutError
+    if found.result() != sha256:
+        raise ValueError("wrong sha256")
+
+
+def _receive(url: str, file: BinaryIO, size: int | None, bar: tqdm, found: Future) -> None:
+    """Write what an address sends to a file, and give its sha256, or the error, to `found`."""
+    import requests
+
+    try:
+        digest = hashlib.sha256()
+        with requests.get(url, stream=True, timeout=TIMEOUT) as response:
+            response.raise_for_status()
+            for chunk in response.iter_content(4096):
+                digest.update(chunk)
+                bar.update(file.write(chunk))
+                if file.tell() > (size or LARGEST):
+                    raise ValueError(f"it sends more than {size or LARGEST:,} bytes")
+        found.set_result(digest.hexdigest())
+    except Exception as error:
+        found.set_exception(error)
 
 
 def _sha256(path: Path) -> str | None:
@@ -193,6 +258,8 @@ def _why(error: Exception) -> str:
     """Return in a few words why a download failed."""
     if getattr(error, "response", None) is not None:
         return f"HTTP {error.response.status_code}"
-    if type(error) is ValueError:  # pooch's, and no more special one of requests
-        return "wrong sha256"
+    if type(error) is ValueError:  # our own, and no more special one of requests
+        return str(error)
+    if "Timeout" in type(error).__name__:
+        return f"fewer than {LEAST:,} bytes in {TIMEOUT:g} s"
     return getattr(error, "strerror", None) or type(error).__name__

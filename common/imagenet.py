@@ -21,13 +21,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from common import UserError
+from common.data import DataError, data_dir, fetch
+
 import numpy as np
 from filelock import FileLock
 from PIL import Image
 from tqdm import tqdm
-
-from common import UserError
-from common.data import DataError, data_dir, fetch
 
 IMAGENETTE = "imagenette"  # ten classes of ImageNet, short side 160 pixels (github.com/fastai/imagenette)
 IMAGENETTE_MIRRORS = ("https://s3.amazonaws.com/fast-ai-imageclas/",)

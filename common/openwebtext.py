@@ -6,19 +6,24 @@ prepares all of OpenWebText. Cut off, it goes on where it was. Two files come of
 numbers: the documents in the order of a fixed shuffle, an end-of-text token after each, as nanoGPT has them.
 """
 
+import gzip
 import hashlib
 import json
 import math
 import os
+import re
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
 from pathlib import Path
+
+from common.checkpoint import whole_file
+from common.data import DataError, data_dir, fetch
 
 import numpy as np
 from filelock import FileLock
 from tqdm import tqdm
-
-from common.data import DataError, data_dir, fetch
 
 REPOSITORY, REVISION = "Skylion007/openwebtext", "79d93d786212f7344586290adb811d4ae6a1762c"  # at huggingface.co
 MIRRORS = tuple(
@@ -27,35 +32,42 @@ MIRRORS = tuple(
 )
 FIRST_FILE = ("train-00000-of-00080.parquet", "caed9f4b7053d7cd4d1a13ce9ec9224d84a3bba1f11579193562a7e31ebe656e")
 WHOLE_TOKENS = {"train": 9_035_582_198, "val": 4_434_897}  # of the whole set at the share of 0.0005 (nanoGPT)
-KINDS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".txt": "text"}  # of files, for `datasets`
+JSON = '{"text": "…"} on every line, or a list of such'
+KINDS = {".parquet": 'a column "text" of strings', ".json": JSON, ".jsonl": JSON, ".txt": "UTF-8"}  # what to expect
 END_OF_TEXT = 50_256
 DOCUMENTS = 2_000  # tokenised before the next are read
+NOTED = 20_000  # documents, a multiple of DOCUMENTS, after which the disk has them and a note says so
+BLANKS = 500_000  # in a row are no trouble; before 1,000,000 and a letter tiktoken's regular expression gives up
+BLANK = re.compile(r"[^\S\x1c-\x1f]+")  # that expression's \s, which lacks four characters of Python's
 
 
-def read(path: Path | None = None, whole: bool = False, val_share: float | None = None, dry_run: bool = False):
+def read(data: Path | None = None, whole: bool = False, val_share: float | None = None, dry_run: bool = False):
     """Return training tokens (N,), validation tokens (M,), both uint16 in memory-mapped files, and GPT-2's encoding.
 
-    The documents are those of the file or folder `path`; without one those of OpenWebText, of its first file of 80 or
+    The documents are those of the file or folder `data`; without one those of OpenWebText, of its first file of 80 or
     of the `whole`. The share `val_share` of them is for validation; None is 0.0005, or 0.02 of fewer than 100,000.
     What was tokenised before is used again; of several processes that ask at once, one works and the others wait. With
     `dry_run` the tokens are drawn at random, and nothing is read. Raises DataError where documents or tokens cannot
     be had or are not what they should be.
     """
+    if val_share is not None and not 0 < val_share < 1:
+        raise DataError(f"--val-share must be above 0 and below 1, not {val_share}")
     if dry_run:
         words = np.random.default_rng(0).integers(0, 256, 600_000, np.uint16)
         return words[:-20_000], words[-20_000:], encoding(dry_run)
-    folder = data_dir() / "openwebtext" / _name(path, whole, val_share)
+    folder = data_dir() / "openwebtext" / _name(data, whole, val_share)
     try:
-        if not (folder / "tokens.json").exists():  # where it does, the folder need not be writable
+        if not _is_prepared(folder):  # where it is, it need not be writable
             folder.mkdir(parents=True, exist_ok=True)
             with FileLock(folder / ".lock"):
-                if not (folder / "tokens.json").exists():  # nor has another process been quicker
-                    prepare(folder, load_documents(path, whole), val_share, whole and path is None)
+                if not _is_prepared(folder):  # nor has another process been quicker
+                    if (folder / "tokens.json").exists():
+                        print(f"the tokens in {folder} are not as they were written: they are made again", flush=True)
+                    prepare(folder, load_documents(data, whole), val_share, whole and data is None)
     except OSError as error:
         reason = error.strerror or error
         raise DataError(f"cannot use {folder} ({reason}): mend that, or set RAMPUP_DATA to another folder") from None
-    counts = json.loads((folder / "tokens.json").read_text(encoding="utf-8"))
-    return *(open_tokens(folder / f"{split}.bin", counts[split]) for split in ("train", "val")), encoding()
+    return *(open_tokens(folder / f"{split}.bin") for split in ("train", "val")), encoding()
 
 
 def encoding(dry_run: bool = False):
@@ -81,39 +93,102 @@ def encoding(dry_run: bool = False):
 def load_documents(path: Path | None, whole: bool):
     """Return the documents as a `datasets.Dataset` with a column "text", memory-mapped; DataError where there are none.
 
-    Of a .txt file a document is a paragraph, with empty lines around it.
+    Of a .txt file a document is what blank lines part, or every line where they part nothing.
     """
     import datasets
 
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
-    options = {"split": "train", "cache_dir": str(data_dir() / "openwebtext" / "cache")}
+    cache = str(data_dir() / "openwebtext" / "cache")
     try:
         if path is None and whole:
-            documents = datasets.load_dataset(REPOSITORY, revision=REVISION, **options)
+            documents = datasets.load_dataset(REPOSITORY, revision=REVISION, split="train", cache_dir=cache)
+            return documents.select_columns("text")
+        files, passed_over = _files(path) if path else ([_first_file()], "")
+        if passed_over:
+            print(f"{path}: {len(files)} files of documents; passed over {passed_over}", flush=True)
+        features = datasets.Features({"text": datasets.Value("large_string")})  # of texts of more than 2 GB together
+        options = {"source": str(path), "versions": _versions(files)}  # by which datasets' cache knows them again
+        return datasets.Dataset.from_generator(documents_of, features, cache, gen_kwargs=options)
+    except Exception as error:  # of datasets, pyarrow, fsspec, requests, each with classes of its own
+        cause = error.__cause__ or error
+        if isinstance(cause, DataError):
+            raise cause from None
+        raise DataError(
+            f"cannot prepare the documents of {path or REPOSITORY} in {cache} ({_why(cause)}): mend that, or delete "
+            "what is damaged there, and run again, or give other documents with --data"
+        ) from None
+
+
+def documents_of(source: str, versions: tuple) -> Iterator[dict[str, str]]:
+    """Yield the documents of files; DataError, which says where it is in which file, where one is no text."""
+    filled = 0
+    for name, *_ in versions:
+        place, kind = "the content", _suffix(Path(name))
+        try:
+            for place, row in _rows(Path(name)):
+                row = json.loads(row) if isinstance(row, str) else row
+                if not isinstance(row, dict) or "text" not in row:
+                    found = repr(list(row))[:100] if isinstance(row, dict) else type(row).__name__
+                    raise ValueError(f'it has {found}, but no "text"')
+                text = row["text"]
+                if not isinstance(text, str):
+                    raise ValueError(f'its "text" is {"null" if text is None else type(text).__name__}, not a string')
+                text.encode()  # raises where _rows has met bytes that are not UTF-8, or JSON has half a character
+                if kind == ".txt" and "\0" in text:
+                    raise ValueError("it has a NUL byte, as no text has")
+                yield {"text": text}
+                filled += text != ""
+                place = f"what follows {place}"
+        except Exception as error:  # of gzip, zlib, json, pyarrow, each with classes of its own
+            raise DataError(
+                f"cannot read {place} of {name} ({_why(error)}): mend that or leave it out; expected is {KINDS[kind]}"
+            ) from None
+    if filled < 2:
+        raise DataError(
+            f"{source} has {filled} documents that are not empty, and training and validation need one each: give more "
+            "(of a .txt file a document is what blank lines part, or every line where they part nothing)"
+        )
+
+
+def _rows(file: Path) -> Iterator[tuple[str, object]]:
+    """Yield each document's place in a file, and what is there: {"text": …} if all is right, or a line of JSON."""
+    kind = _suffix(file)
+    if kind == ".parquet":
+        import pyarrow.parquet
+
+        with pyarrow.parquet.ParquetFile(file) as table:
+            columns = ["text"] if "text" in table.schema_arrow.names else None
+            rows = (row for batch in table.iter_batches(1_000, columns=columns) for row in batch.to_pylist())
+            yield from ((f"row {number}", row) for number, row in enumerate(rows, 1))
+        return
+    with open(file, "rb") as start:
+        opener = gzip.open if start.read(2) == b"\x1f\x8b" else open
+    with opener(file, "rt", encoding="utf-8-sig", errors="surrogateescape") as lines:
+        if kind == ".txt":
+            several = sum(not blank for blank, _ in groupby(lines, str.isspace)) > 1
+            lines.seek(0)
+            for blank, run in groupby(enumerate(lines, 1), lambda line: line[1].isspace()):
+                if several and not blank:
+                    numbers, texts = zip(*run)
+                    run = [(numbers[0], "".join(texts))]
+                yield from ((f"line {number}", {"text": text.removesuffix("\n")}) for number, text in run if not blank)
+            return
+        first = next((line for line in lines if not line.isspace()), "")
+        lines.seek(0)
+        if first.lstrip().startswith("["):
+            yield from ((f"item {number}", row) for number, row in enumerate(json.load(lines), 1))
         else:
-            files = _files(path) if path else [fetch("openwebtext", *FIRST_FILE, MIRRORS)]
-            kind = KINDS[files[0].suffix]
-            options |= {"sample_by": "paragraph"} if kind == "text" else {}
-            documents = datasets.load_dataset(kind, data_files=[str(file) for file in files], **options)
-    except DataError as error:
-        raise DataError(f"{error}{'' if path else '; or give documents of your own with --data'}") from None
-    except Exception as error:  # of datasets, pyarrow, pandas, fsspec, requests, each with classes of its own
-        cause = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
-        source = path or f"{REPOSITORY} at huggingface.co"
-        raise DataError(f"cannot read documents from {source} ({cause[0]}): fetch it again, or give --data") from None
-    if "text" not in documents.column_names:
-        raise DataError(f'{path} has the columns {", ".join(documents.column_names)}, but none "text": rename one')
-    return documents.select_columns("text")
+            yield from ((f"line {number}", line) for number, line in enumerate(lines, 1) if not line.isspace())
 
 
 def prepare(folder: Path, documents, val_share: float | None, whole: bool) -> None:
     """Write train.bin, val.bin and, at last, tokens.json with their numbers of tokens into a folder."""
     count = len(documents)
     share = val_share or (0.0005 if count >= 100_000 else 0.02)
-    if not 0 < math.ceil(share * count) < count:
-        raise DataError(f"{count} documents are too few to take a share of {share} for validation: set --val-share")
-    splits = documents.train_test_split(test_size=share, seed=2357, shuffle=True)
+    if math.ceil(share * count) == count:
+        raise DataError(f"--val-share {share} of {count} documents leaves none to train on: lower it")
+    splits = documents.train_test_split(test_size=share, seed=2357, shuffle=True, load_from_cache_file=False)
     counts = {
         name: tokenise(splits[key], folder / f"{name}.bin") for name, key in (("val", "test"), ("train", "train"))
     }
@@ -129,14 +204,15 @@ def tokenise(documents, path: Path) -> int:
     Threads do the work, since tiktoken does not hold Python's lock; DOCUMENTS texts at most are in memory at once.
     """
     part, note = path.with_suffix(".part"), path.with_suffix(".json")
-    done = json.loads(note.read_text(encoding="utf-8")) if note.exists() else {"documents": 0, "tokens": 0}
-    if not part.exists() or part.stat().st_size < 2 * done["tokens"]:
-        done = {"documents": 0, "tokens": 0}
+    done = _progress(part, note)
     gpt2, cores = encoding(), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
     def encode(texts):
-        ids = [gpt2.encode_to_numpy(text, disallowed_special=()) for text in texts]  # each (n,)
-        return np.concatenate([np.append(text, END_OF_TEXT) for text in ids]).astype(np.uint16)
+        ids = []
+        for text in texts:
+            ids += [gpt2.encode_to_numpy(piece, disallowed_special=()) for piece in pieces(text)]  # each (n,)
+            ids.append([END_OF_TEXT])
+        return np.concatenate(ids, dtype=np.uint16, casting="unsafe")
 
     print(f"tokenising {len(documents) - done['documents']:,} documents into {path}", flush=True)
     bar = {"total": len(documents), "initial": done["documents"], "unit": " documents", "disable": None}
@@ -144,27 +220,39 @@ def tokenise(documents, path: Path) -> int:
         file.truncate(2 * done["tokens"])
         for start in range(done["documents"], len(documents), DOCUMENTS):
             texts = documents[start : start + DOCUMENTS]["text"]
-            if not all(isinstance(text, str) for text in texts):
-                raise DataError(f"one of the documents {start} to {start + len(texts) - 1} has no text: leave it out")
             step = -(-len(texts) // (4 * cores))
             for ids in pool.map(encode, [texts[i : i + step] for i in range(0, len(texts), step)]):
                 file.write(ids.data)
                 done["tokens"] += len(ids)
-            file.flush()
             done["documents"] = start + len(texts)
-            write_json(note, done)
+            if done["documents"] % NOTED == 0:
+                file.flush()
+                os.fsync(file.fileno())  # before the note, which is to be believed
+                write_json(note, done)
             bar.update(len(texts))
+        file.flush()
         os.fsync(file.fileno())
     os.replace(part, path)
     note.unlink(missing_ok=True)
     return done["tokens"]
 
 
-def open_tokens(path: Path, count: int) -> np.ndarray:
-    """Return the tokens (count,) of a file, memory-mapped; DataError where it is not the file that was written."""
-    size = path.stat().st_size if path.exists() else 0
-    if size != 2 * count or not count:
-        raise DataError(f"{path} has {size} bytes, not {2 * count}: delete the folder {path.parent} and run again")
+def pieces(text: str) -> Iterator[str]:
+    """Yield a text in pieces that have the tokens of the whole, and no more than BLANKS blanks before something else.
+
+    GPT-2's pattern takes all of a run of blanks but the last, which may go with a word: there it may be cut.
+    """
+    start = 0
+    for place in range(BLANKS, len(text), BLANKS):
+        run = BLANK.match(text, place)
+        if run and run.end() < len(text):
+            yield text[start : run.end() - 1]
+            start = run.end() - 1
+    yield text[start:]
+
+
+def open_tokens(path: Path) -> np.ndarray:
+    """Return the tokens (N,) of a file, memory-mapped; DataError where what is there is none."""
     words = np.memmap(path, np.uint16, "r")
     _check(words[-10_000_000:], path)  # the rest when it is read
     return words
@@ -189,32 +277,103 @@ def _check(words: np.ndarray, path: Path) -> None:
 
 def write_json(path: Path, content: dict) -> None:
     """Write a small file, which is always whole."""
-    path.with_suffix(".tmp").write_text(json.dumps(content) + "\n", encoding="utf-8")
-    os.replace(path.with_suffix(".tmp"), path)
+    with whole_file(path) as file:
+        file.write(json.dumps(content).encode() + b"\n")
 
 
-def _files(path: Path) -> list[Path]:
-    """Return the files of documents that a path names, all of one kind; DataError where there is none."""
-    files = sorted(file for file in path.rglob("*") if file.suffix in KINDS) if path.is_dir() else [path]
-    kinds = {KINDS.get(file.suffix) for file in files}
-    if not path.exists() or len(kinds) != 1 or None in kinds:
-        raise DataError(f"--data {path} is no file or folder of documents: it takes one kind out of {', '.join(KINDS)}")
-    return files
+def _read_json(path: Path, *names: str) -> dict[str, int] | None:
+    """Return what write_json has written, whole numbers by these names; None where the file is missing or another."""
+    try:
+        content = json.loads(path.read_bytes()) if path.exists() else None
+    except (ValueError, RecursionError):
+        return None
+    numbers = list(content.values()) if isinstance(content, dict) and content.keys() == set(names) else [None]
+    return content if all(type(number) is int and number >= 0 for number in numbers) else None
+
+
+def _is_prepared(folder: Path) -> bool:
+    """Tell whether a folder has the files of tokens that its tokens.json tells of."""
+    counts, files = _read_json(folder / "tokens.json", "train", "val"), (folder / "train.bin", folder / "val.bin")
+    return bool(counts) and all(file.exists() and file.stat().st_size == 2 * counts[file.stem] > 0 for file in files)
+
+
+def _progress(part: Path, note: Path) -> dict[str, int]:
+    """Return how many documents, and tokens of them, a run that was cut off has left: none where note and file differ.
+
+    Each document ends with an end-of-text, and none has one inside: as many as the note says must be in the file.
+    """
+    done = _read_json(note, "documents", "tokens")
+    if done and part.exists() and part.stat().st_size >= 2 * done["tokens"] > 0:
+        words = np.memmap(part, np.uint16, "r", shape=done["tokens"])
+        ends = sum(np.count_nonzero(words[i : i + 10_000_000] == END_OF_TEXT) for i in range(0, len(words), 10_000_000))
+        if ends == done["documents"] and words[-1] == END_OF_TEXT:
+            return done
+    if note.exists():
+        print(f"{part} is not as {note.name} tells: it is begun anew", flush=True)
+    return {"documents": 0, "tokens": 0}
+
+
+def _first_file() -> Path:
+    """Return OpenWebText's first file."""
+    try:
+        return fetch("openwebtext", *FIRST_FILE, MIRRORS, 302_848_326)
+    except DataError as error:
+        raise DataError(f"{error}; or give documents of your own with --data") from None
+
+
+def _files(path: Path) -> tuple[list[Path], str]:
+    """Return the files of documents that a path names, all of one kind, and how many others were passed over.
+
+    Hidden files and folders are not data, but copies and notes of other programs. A file under two names counts once.
+    """
+    files, hidden, others = {}, 0, 0
+    for entry in sorted(path.rglob("*")) if os.path.isdir(path) else [path]:
+        if os.path.isdir(entry) and not entry.is_symlink():
+            continue
+        if any(part.startswith(".") for part in entry.relative_to(path).parts):
+            hidden += 1
+        elif os.path.isfile(entry) and _suffix(entry) in KINDS:
+            files[entry.resolve()] = entry
+        else:
+            others += 1
+    kinds = {KINDS[_suffix(file)] for file in files.values()}
+    if len(kinds) != 1:
+        what = "has files of several kinds" if kinds else "has no documents" if os.path.exists(path) else "is not there"
+        raise DataError(f"--data {path} {what}: give a file or a folder, of one kind out of {', '.join(KINDS)}")
+    return list(files.values()), f"{hidden} hidden files and {others} others" if hidden or others else ""
+
+
+def _suffix(file: Path) -> str:
+    """Return what kind of file a name tells, packed with gzip or not."""
+    return Path(file.name.lower().removesuffix(".gz")).suffix
+
+
+def _versions(files: list[Path]) -> tuple[tuple[str, int, int], ...]:
+    """Return path, size and time of each file, by which what was made of it is known again."""
+    return tuple((str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
 
 
 def _name(path: Path | None, whole: bool, val_share: float | None) -> str:
     """Return the name of the folder for the tokens of these documents, another one for every version of a file."""
-    share = f"-{val_share:g}" if val_share else ""
+    share = f"-{val_share}" if val_share else ""
     if path is None:
         return ("whole" if whole else "first-file") + share
-    seen = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in _files(path)]
-    return f"{path.resolve().stem}-{hashlib.sha256(repr(seen).encode()).hexdigest()[:8]}{share}"
+    versions = _versions(_files(path)[0])
+    return f"{path.resolve().stem[:50]}-{hashlib.sha256(repr(list(versions)).encode()).hexdigest()[:8]}{share}"
+
+
+def _why(error: BaseException) -> str:
+    """Return in a few words what an error of another library says."""
+    if isinstance(error, UnicodeError):
+        return "it is not UTF-8"
+    text = str(getattr(error, "strerror", None) or error).split(": line 1 column")[0]  # of a line of JSON
+    return (text.splitlines() or [type(error).__name__])[0][:200]
 
 
 if __name__ == "__main__":
-    import tyro
+    from common.program import clean_exit
 
-    from common.record import clean_exit
+    import tyro
 
     with clean_exit():
         train, val, _ = tyro.cli(read)

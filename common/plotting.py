@@ -6,13 +6,16 @@ import math
 import textwrap
 from pathlib import Path
 
-import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
-from tyro.conf import Positional
-
 from common import UserError
 from common.curriculum import find_exercise
+from common.data import shorten
+
+import numpy as np
+from matplotlib import get_data_path
+from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont, fontManager, get_font
+from matplotlib.ticker import LogLocator, NullFormatter
+from tyro.conf import Positional
 
 TRAIN, EVALUATION, BASELINE = "#4878a8", "#d1495b", "#555555"
 CLASSES = ("#4878a8", "#e8963a", "#5a9e6f", "#b05fa3", "#8c6d4f", "#d1495b", "#6fb7c4", "#a3a33c", "#777777", "#29335c")
@@ -143,17 +146,31 @@ def plot_attention(out: Path, weights: list[np.ndarray], words: list[str]) -> No
     `weights` holds an array (A, T, T) for each layer: a row for the word that looks, a column for the word looked at.
     Raises UserError where the picture cannot be written.
     """
-    words = [repr(word)[1:-1] for word in words]  # the end of a line as \n
+    words, fonts, note = _labels(words)
     layers, heads = len(weights), len(weights[0])
     figure = Figure(figsize=(3.6 * heads, 3.8 * layers), dpi=100, layout="constrained")
     for layer, row in enumerate(figure.subplots(layers, heads, squeeze=False)):
         for head, ax in enumerate(row):
             ax.imshow(np.asarray(weights[layer][head]), cmap="Blues", vmin=0, vmax=1)
             ax.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=9)
-            ax.set_xticks(range(len(words)), words, rotation=90, fontsize=7)
-            ax.set_yticks(range(len(words)), words, fontsize=7)
-    figure.suptitle("each row: where the word at its left looks")
+            ax.set_xticks(range(len(words)), words, rotation=90, fontsize=7, family=fonts)
+            ax.set_yticks(range(len(words)), words, fontsize=7, family=fonts)
+    figure.suptitle(f"each row: where the word at its left looks{note}")
     save(figure, out / "attention.png")
+
+
+def _labels(words: list[str]) -> tuple[list[str], list[str], str]:
+    """Return words as labels, the fonts that have their characters, and a note on those that no font here has."""
+    labels = [shorten(repr(word)[1:-1], 20) for word in words]  # the end of a line as \n
+    own = get_data_path()  # where matplotlib keeps fonts of its own; but for the first they are for formulas
+    system = [font for font in fontManager.ttflist if not font.fname.startswith(own) and Path(font.fname).exists()]
+    fonts = ["DejaVu Sans"]
+    missing = set("".join(labels)).difference(map(chr, get_font(findfont(*fonts)).get_charmap()))
+    for font in system if missing else []:
+        if found := missing.intersection(map(chr, get_font(font.fname).get_charmap())):
+            fonts, missing = [*fonts, font.name], missing - found
+    labels = ["".join("□" if char in missing else char for char in label) for label in labels]
+    return labels, fonts, "\n□: a character that no font here has" if missing else ""
 
 
 def _log_percent(ax) -> None:
@@ -246,9 +263,9 @@ def save(figure: Figure, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    import tyro
+    from common.program import clean_exit
 
-    from common.record import clean_exit
+    import tyro
 
     with clean_exit():
         tyro.cli(plot_runs)

@@ -10,82 +10,137 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
+
+from common import UserError
+from common.checkpoint import whole_file
+from common.curriculum import ROOT
+from common.data import join_words
+from common.program import Terminated
 
 import numpy as np
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from common import UserError
-from common.curriculum import ROOT
-from common.data import join_words
-
 DRY_RUN_STEPS = 3
 BAR = "{percentage:3.0f} % of {total_fmt} steps, {remaining} left{postfix}"
 PROGRESS_LINES = 20  # printed by a whole run when the output is not a terminal; of a long one, one a minute
 PICTURES = ("regions.png", "features.png", "attention.png", "loss.png")
-HISTORY = ("samples.txt", "best.pt", "checkpoint.pt", "checkpoint.npz", "metrics.csv")  # a resumed run goes on with it
-RUN_FILES = (*PICTURES, "result.json", *HISTORY)  # a run starts these anew
-LARGEST = float(np.finfo(np.float32).max)  # 3.4e38
-LARGEST_INT = 2**53  # every library takes it
-OUT_OF_MEMORY = ("out of memory", "allocate memory", "not enough memory", "size calculation overflowed")
+CHECKPOINTS = ("best.pt", "checkpoint.pt", "checkpoint.npz")
+HISTORY = ("samples.txt", "metrics.csv")  # of which a resumed run keeps what is older than its checkpoint
+RUN_FILES = (*PICTURES, "result.json", "run.json", *CHECKPOINTS, *HISTORY)  # a run starts these anew
+DEAR = 600  # seconds of training after which a checkpoint is not replaced without being asked for
 LIBRARIES = ("numpy", "torch", "jax", "optax", "datasets", "tiktoken")
 
 
 class Run:
-    """One training run: `with Run(config, baselines) as run:` opens `config.out` and keeps what `record` is told.
+    """One training run: `with Run(config, baselines) as run:` opens `run.out` and keeps what `record` is told.
 
-    `config` is the exercise's dataclass, with the fields `seed`, `out` and `dry_run`. `baselines` are losses that
-    need no training, by name; the first is the one that the run must beat. `device` goes into result.json. `resume`,
-    what `state` returned to an earlier run, cuts its files back to what they were then, to go on from there. Raises
-    UserError where a baseline is not finite, where `config.out` cannot be written to, or where another run is using it.
+    `config` is the exercise's dataclass, with the fields `seed`, `out` and `dry_run`. `run.out` is `config.out`, or its
+    folder dry_run for a dry run, which so touches nothing of a real one. `baselines` are losses that need no training,
+    by name; the first is the one that the run must beat. `device` goes into result.json. `resume`, what `state`
+    returned to an earlier run, cuts its files back to what they were then, to go on from there.
+
+    Raises UserError where a baseline is not finite, where `run.out` cannot be written to, where another run is using
+    it, and where files would be lost: another exercise's, or a checkpoint that took more than ten minutes.
     """
 
     def __init__(self, config, baselines: dict[str, float], device="cpu", resume: dict | None = None):
         self.config = config
+        self.out = config.out / "dry_run" if config.dry_run else config.out
         self.baselines = {name: float(value) for name, value in baselines.items()}
         for name, value in self.baselines.items():
             if not math.isfinite(value):
                 raise UserError(f"the baseline {name} is {value}: look at the data, or take more of them")
         self.device = str(device)
-        self.exercise = Path(inspect.getfile(type(config))).resolve().parent
+        self.exercise = _folder_of(config)
+        self.resume = resume
         self.latest: dict[str, float] = {}  # the newest value of each metric, for the progress line
-        self.resume = resume or {"sizes": {}, "least": {}, "seconds": 0.0}
-        self.least: dict[str, float] = dict(self.resume["least"])  # the least value of each metric
+        self.least: dict[str, float] = {}  # the least value of each metric
+        if resume:
+            self.latest, self.least = dict(resume["latest"]), dict(resume["least"])
         self._waiting: list[tuple[int, str, dict]] = []  # rows of which a GPU has not told yet
         self.quiet = False  # True for further seeds, which show no progress and leave no history
 
     def __enter__(self) -> "Run":
-        out = self.config.out
         try:
-            out.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(out / ".lock")
+            self.out.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(self.out / ".lock")
             self._lock.acquire(timeout=0)
-            sizes = self.resume["sizes"]
-            for name in [name for name in RUN_FILES if not sizes or name not in HISTORY]:
-                (out / name).unlink(missing_ok=True)  # what cannot be drawn again comes last
-            for name, size in sizes.items():
-                if (out / name).stat().st_size < size:
-                    raise UserError(f"{out / name} is not the one of the checkpoint: run without --resume")
-                os.truncate(out / name, size)
-            # Unbuffered: a row is on its way to the disk as soon as it is recorded, and a full disk is noticed at once.
-            self._csv = open(out / "metrics.csv", "ab", buffering=0)
         except Timeout:
-            raise UserError(f"another run is writing to {out}: wait for it, or choose another with --out DIR") from None
+            where = f"another run is writing to {self.out}"
+            raise UserError(f"{where}: wait for it, or choose another with --out DIR") from None
         except OSError as error:
-            raise UserError(
-                f"cannot write to the folder {out} ({_reason(error)}): choose another with --out DIR"
-            ) from None
-        self._commit = _commit(self.exercise)  # now, since the code may change while it runs
-        self._csv_bytes = sizes.get("metrics.csv", 0)  # length of the whole rows in the file
-        self._write_csv("" if sizes else "step,split,metric,value\n")
+            raise self._cannot_write(self.out, error) from None
+        try:
+            self._begin()
+        except OSError as error:
+            self._lock.release()
+            raise self._cannot_write(self.out, error) from None
+        except UserError:
+            self._lock.release()
+            raise
         self._bar = None
         self._numpy_errors = np.seterr(over="ignore", invalid="ignore")  # record() says it, once and more clearly
         print("baselines: " + ", ".join(f"{name} {value:.4g}" for name, value in self.baselines.items()), flush=True)
-        self._start = time.perf_counter() - self.resume["seconds"]
+        self._start = time.perf_counter() - (self.resume["seconds"] if self.resume else 0.0)
         return self
+
+    def _begin(self) -> None:
+        """Make the folder ready: the files of an earlier run go, or are cut back to where the checkpoint was."""
+        sizes = self.resume["sizes"] if self.resume else {}
+        if self.resume:
+            for name in HISTORY:
+                path = self.out / name
+                if (path.stat().st_size if path.exists() else 0) < sizes.get(name, 0):
+                    reason = f"{path} is shorter than it was at the checkpoint"
+                    raise UserError(f"{reason}: put the whole file back, or train anew into another --out")
+        else:
+            self._refuse_to_lose()
+        self._about = {
+            "exercise": self.exercise.name,
+            "seed": self.config.seed,
+            "config": {name: _portable(value) for name, value in dataclasses.asdict(self.config).items()},
+            "baselines": self.baselines,
+            "device": _describe(self.device),
+            "versions": _versions(),
+            "commit": _commit(self.exercise),  # now, since the code may change while it runs
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        seconds = {"seconds": self.resume["seconds"]} if self.resume else {}
+        self._write_json("run.json", self._about | seconds)  # first, so that it is known whose files the others are
+        for name in RUN_FILES:
+            path = self.out / name
+            path.with_name(f"{name}.tmp").unlink(missing_ok=True)  # which a killed run left
+            if name == "run.json" or (self.resume and name in CHECKPOINTS):
+                continue
+            if self.resume and name in HISTORY and path.exists():
+                os.truncate(path, sizes.get(name, 0))
+            else:
+                path.unlink(missing_ok=True)
+        # Unbuffered: a row is on its way to the disk as soon as it is recorded, and a full disk is noticed at once.
+        self._csv = open(self.out / "metrics.csv", "ab", buffering=0)  # noqa: SIM115, __exit__ closes it
+        self._csv_bytes = sizes.get("metrics.csv", 0)  # length of the whole rows in the file
+        if not self._csv_bytes:
+            self._write_csv("step,split,metric,value\n")
+
+    def _refuse_to_lose(self) -> None:
+        """Raise UserError where the folder holds another exercise's files, or a checkpoint that took long."""
+        there = [name for name in RUN_FILES if (self.out / name).exists()]
+        earlier = _read_json(self.out / "run.json") or _read_json(self.out / "result.json")
+        at_home = self.out.resolve().is_relative_to(self.exercise / "out") and (earlier or "metrics.csv" in there)
+        if there and not at_home and earlier.get("exercise") != self.exercise.name:
+            whose = earlier.get("exercise", "somebody else")
+            raise UserError(f"{self.out / there[0]} is of {whose}, and would be lost: choose another --out DIR")
+        dear = [name for name in there if name in CHECKPOINTS]
+        seconds = earlier.get("seconds", math.inf)
+        if dear and seconds > DEAR and not getattr(self.config, "overwrite", False):
+            took = f"took {seconds / 60:,.0f} minutes" if seconds < math.inf else "may have taken long"
+            go_on = "--resume yes" if isinstance(getattr(self.config, "resume", False), str) else "--resume"
+            advice = f"go on from it with {go_on}, choose another --out DIR, or give it up with --overwrite"
+            raise UserError(f"{self.out / dear[0]} {took}, and a new run would replace it: {advice}")
 
     def __exit__(self, kind, error, traceback) -> None:
         with suppress(Exception):  # which would hide `error`
@@ -95,17 +150,21 @@ class Run:
         self._lock.release()
         if self._bar is not None:
             self._bar.close()
-        if kind is KeyboardInterrupt:
-            print(f"interrupted: what was recorded so far is in {self.config.out / 'metrics.csv'}", file=sys.stderr)
+        if kind in (KeyboardInterrupt, Terminated):
+            how = "interrupted" if kind is KeyboardInterrupt else "ended by SIGTERM"
+            print(f"{how}: {self._kept()}", file=sys.stderr)
 
     def state(self) -> dict:
-        """Return what a checkpoint needs for `resume`: the files' lengths, the least metrics, the seconds so far."""
-        files = [path for path in (self.config.out / "metrics.csv", self.config.out / "samples.txt") if path.exists()]
+        """Return what a checkpoint needs for `resume`: lengths of the files, latest and least metrics, the seconds."""
+        self._record_waiting()
+        files = [self.out / name for name in HISTORY if (self.out / name).exists()]
         for path in files:
             with open(path, "rb+") as file:
                 os.fsync(file.fileno())  # so that no checkpoint is newer than what it tells of
         sizes = {path.name: path.stat().st_size for path in files}
-        return {"sizes": sizes, "least": dict(self.least), "seconds": time.perf_counter() - self._start}
+        seconds = time.perf_counter() - self._start
+        self._write_json("run.json", self._about | {"seconds": round(seconds, 3)})
+        return {"sizes": sizes, "latest": dict(self.latest), "least": dict(self.least), "seconds": seconds}
 
     def steps(self, total: int, first: int = 0) -> Iterator[int]:
         """Yield first, …, total - 1, the number of updates made before, and show the progress; a dry run stops at 3."""
@@ -158,14 +217,16 @@ class Run:
         """Append a text that a model wrote, its words given as numbers, to samples.txt, and print it.
 
         Over it stands the share of its runs of `length` words that the training words have too: a model that copies is
-        seen. A vocabulary that begins with "<unk>" is one of words, which is left out of the text; others are of
-        characters. Raises UserError where the disk takes no more.
+        seen. Runs of the prompt alone do not count: the drawn words are the last `config.sample_words`. A vocabulary
+        that begins with "<unk>" is one of words, which is left out of the text; others are of characters. Raises
+        UserError where the disk takes no more.
         """
         unknown = vocab[0] == "<unk>"
         if not hasattr(self, "_training"):
             self._training = "".join(map(chr, np.asarray(training)))  # where a run of words is found fast
         words = [int(word) for word in words]
-        grams = [words[i : i + length] for i in range(len(words) - length + 1)]
+        first = max(length, len(words) - self.config.sample_words + 1)  # of these runs ends before this word
+        grams = [words[end - length : end] for end in range(first, len(words) + 1)]
         grams = ["".join(map(chr, gram)) for gram in grams if not (unknown and 0 in gram)]
         copied = sum(gram in self._training for gram in grams) / max(1, len(grams))
         text = join_words([vocab[word] for word in words if word]) if unknown else "".join(vocab[i] for i in words)
@@ -174,12 +235,12 @@ class Run:
     def write_sample(self, title: str, text: str) -> None:
         """Append a text under its title to samples.txt, and print it; UserError where the disk takes no more."""
         entry = f"--- {title}\n{text}\n\n"
-        path = self.config.out / "samples.txt"
+        path = self.out / "samples.txt"
         try:
             with open(path, "a", encoding="utf-8") as file:
                 file.write(entry)
         except OSError as error:
-            raise UserError(f"cannot write to {path} ({_reason(error)}): every row of metrics.csv is kept") from None
+            raise self._cannot_write(path, error) from None
         tqdm.write(entry, file=sys.stdout, end="")
 
     def finish(self, **metrics: float | list[float]) -> dict[str, float]:
@@ -190,27 +251,9 @@ class Run:
         seconds = time.perf_counter() - self._start
         finals = {name: values for name, values in metrics.items() if np.size(values) > 1}
         metrics = {name: float(np.mean(value)) for name, value in metrics.items()}
-        result = {
-            "exercise": self.exercise.name,
-            "seed": self.config.seed,
-            "config": {name: _portable(value) for name, value in dataclasses.asdict(self.config).items()},
-            "metrics": metrics,
-            **({"finals": finals} if finals else {}),
-            "baselines": self.baselines,
-            "seconds": round(seconds, 3),
-            "device": _describe(self.device),
-            "versions": _versions(),
-            "commit": self._commit,
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-        path = self.config.out / "result.json"
-        try:
-            path.with_suffix(".tmp").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-            os.replace(path.with_suffix(".tmp"), path)
-        except OSError as error:
-            raise UserError(
-                f"cannot write {path} ({_reason(error)}): metrics.csv beside it is whole; make room"
-            ) from None
+        measured = {"metrics": metrics, **({"finals": finals} if finals else {}), "seconds": round(seconds, 3)}
+        self._write_json("result.json", self._about | measured)
+        (self.out / "run.json").unlink(missing_ok=True)
         if self._bar is not None:
             self._bar.close()
         shown = {name: f"{value:.4g}" for name, value in metrics.items()}
@@ -230,87 +273,39 @@ class Run:
         except OSError as error:
             with suppress(OSError):
                 self._csv.truncate(self._csv_bytes)  # half a row would spoil the file for whoever reads it
-            path = self.config.out / "metrics.csv"
-            raise UserError(
-                f"cannot write to {path} ({_reason(error)}): every row up to here is kept; make room, or choose "
-                "another folder with --out DIR"
-            ) from None
+            raise self._cannot_write(self.out / "metrics.csv", error) from None
         self._csv_bytes += len(data)
 
+    def _write_json(self, name: str, content: dict) -> None:
+        try:
+            with whole_file(self.out / name) as file:
+                file.write((json.dumps(content, indent=2) + "\n").encode())
+        except OSError as error:
+            raise self._cannot_write(self.out / name, error) from None
 
-@contextmanager
-def clean_exit() -> Iterator[None]:
-    """End the program with one sentence and exit code 1 where the user can mend it, with exit code 130 on Ctrl-C."""
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")  # a terminal without "±" is no reason to stop
+    def _cannot_write(self, path: Path, error: OSError) -> UserError:
+        what = f"cannot write to {'the folder ' if path == self.out else ''}{path} ({error.strerror or error})"
+        kept = f"; {self._kept()}" if hasattr(self, "_csv") else ""
+        return UserError(f"{what}: make room there, or choose another folder with --out DIR{kept}")
+
+    def _kept(self) -> str:
+        path = self.out / "metrics.csv"
+        return f"what was recorded so far is in {path}" if path.exists() else f"{path} is gone, nothing was kept"
+
+
+def _folder_of(config) -> Path:
+    """Return the folder of the program that a config is of, also where another runs it (python -m cProfile)."""
+    init = getattr(type(config), "__post_init__", None)
+    return Path(init.__code__.co_filename if init else inspect.getfile(type(config))).resolve().parent
+
+
+def _read_json(path: Path) -> dict:
+    """Return what a JSON file says; {} where there is none, or no whole one."""
     try:
-        yield
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except (MemoryError, RuntimeError) as error:  # torch's and JAX's own are RuntimeErrors
-        if not isinstance(error, MemoryError) and not any(words in str(error).lower() for words in OUT_OF_MEMORY):
-            raise
-        reason = (str(error).splitlines() or ["no more is known"])[0]
-        sys.exit(f"error: out of memory ({reason}): lower the sizes, --batch-size first (or --micro-batch)")
-    except BrokenPipeError:  # whoever read our output, `| head` for instance, has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)
-
-
-def check_config(config, **ranges: float | tuple[float, float]) -> None:
-    """Raise ValueError, which the command line shows as one sentence, unless every number in the config is in range.
-
-    A number must be above 0 and fit into float32, a whole one below 2**53; a seed must not be negative. `ranges` gives
-    by name the least that another number may be, or the least and the most.
-    """
-    for name, value in vars(config).items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            continue
-        flag, least = "--" + name.replace("_", "-"), {"seed": 0, **ranges}.get(name)
-        most = LARGEST_INT if isinstance(value, int) else LARGEST
-        if isinstance(least, tuple):
-            least, most = least
-        if least is None and not 0 < value <= most:
-            raise ValueError(f"{flag} must be above 0 and at most {most:.2g}, not {value}")
-        if least is not None and not least <= value <= most:
-            raise ValueError(f"{flag} must be at least {least} and at most {most:.2g}, not {value}")
-
-
-def torch_device(name: str):
-    """Return the torch.device that a --device flag names; "auto" is the GPU where there is one.
-
-    Raises UserError where this machine has no such device.
-    """
-    import torch
-
-    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        name = next(device for device in present if present[device])
-    if not present[name]:
-        raise UserError(f"--device {name}: torch finds no such device on this machine; use --device cpu, or auto")
-    return torch.device(name)
-
-
-def jax_device(name: str):
-    """Return the JAX device that a --device flag names; "auto" is the GPU where there is one.
-
-    Raises UserError where JAX finds no such device, for want of the device or of its CUDA plugin.
-    """
-    import jax
-
-    try:
-        return jax.devices(None if name == "auto" else name)[0]
-    except RuntimeError:
-        raise UserError(
-            f'--device {name}: JAX finds no such device on this machine (its CUDA plugin: pip install -e ".[cuda]"); '
-            "use --device cpu, or auto"
-        ) from None
-
-
-def _reason(error: OSError) -> str:
-    return error.strerror or str(error)
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _portable(value):

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from common.program import check_config, clean_exit
+from common.record import Run
+
 import numpy as np
 import tyro
-
-from common.record import Run, check_config, clean_exit
 
 
 @dataclass

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from common.plotting import plot_loss
+from common.program import check_config, clean_exit
+from common.record import Run
+
 import numpy as np
 import torch
 import tyro
-
-from common.plotting import plot_loss
-from common.record import Run, check_config, clean_exit
 
 
 @dataclass
@@ -113,7 +114,7 @@ def main(config: Config) -> dict[str, float]:
         final = evaluate(model, x, y)
         run.record(step + 1, "all", **final)
         metrics = run.finish(**final)
-    plot_loss(config.out, "mean squared error", log="xy")
+    plot_loss(run.out, "mean squared error", log="xy")
     return metrics
 
 

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from common.plotting import plot_loss, plot_regions
+from common.program import check_config, clean_exit
+from common.record import Run
+
 import numpy as np
 import torch
 import tyro
-
-from common.plotting import plot_loss, plot_regions
-from common.record import Run, check_config, clean_exit
 
 
 @dataclass
@@ -118,8 +119,8 @@ def main(config: Config) -> dict[str, float]:
         final = evaluate(model, x, y)
         run.record(step + 1, "all", **final)
         metrics = run.finish(**final, bayes_accuracy=bayes_accuracy)
-    plot_loss(config.out, "nats per sample", log="x")
-    plot_regions(config.out, lambda points: model(torch.from_numpy(points)).argmax(1), x, y)
+    plot_loss(run.out, "nats per sample", log="x")
+    plot_regions(run.out, lambda points: model(torch.from_numpy(points)).argmax(1), x, y)
     return metrics
 
 

@@ -14,15 +14,16 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from common.plotting import plot_loss, plot_regions
+from common.program import check_config, clean_exit
+from common.record import Run
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 import tyro
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
-
-from common.plotting import plot_loss, plot_regions
-from common.record import Run, check_config, clean_exit
 
 
 @dataclass
@@ -124,8 +125,8 @@ def main(config: Config) -> dict[str, float]:
         final = evaluate(model, x, y)
         run.record(step + 1, "all", **final)
         metrics = run.finish(**final, linear_accuracy=linear_accuracy, bayes_accuracy=bayes_accuracy)
-    plot_loss(config.out, "nats per sample", log="x")
-    plot_regions(config.out, lambda points: model(torch.from_numpy(points)).argmax(1), x, y)
+    plot_loss(run.out, "nats per sample", log="x")
+    plot_regions(run.out, lambda points: model(torch.from_numpy(points)).argmax(1), x, y)
     return metrics
 
 

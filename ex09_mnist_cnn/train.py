@@ -17,14 +17,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
+from common import UserError, data
+from common.plotting import plot_features, plot_loss
+from common.program import check_config, clean_exit, jax_device
+from common.record import Run
+
 import jax
 import numpy as np
 import optax
 import tyro
-
-from common import UserError, data
-from common.plotting import plot_features, plot_loss
-from common.record import Run, check_config, clean_exit, jax_device
 
 
 @dataclass
@@ -148,9 +149,9 @@ def main(config: Config) -> dict[str, float]:
         test = evaluate(params, x_test, y_test)
         run.record(step + 1, "test", **test)
         metrics = run.finish(test_loss=test["loss"], test_accuracy=test["accuracy"])
-    plot_loss(config.out, "nats per image", log="y")
+    plot_loss(run.out, "nats per image", log="y")
     maps = jax.nn.relu(conv(x_test[:1, ..., None], params[0]["w"], stride=2) + params[0]["b"])  # (1, H, W, C)
-    plot_features(config.out, params[0]["w"][:, :, 0], x_test[0], maps[0])
+    plot_features(run.out, params[0]["w"][:, :, 0], x_test[0], maps[0])
     return metrics
 
 

@@ -8,15 +8,15 @@ Writes gradients.png into out/, in half a minute on two CPU cores.
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.plotting import CLASSES, save
+from common.program import check_config, clean_exit
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import train as ex10
 import tyro
 from matplotlib.figure import Figure
-
-from common.plotting import CLASSES, save
-from common.record import check_config, clean_exit
 
 KINDS = {
     "with shortcuts, and 0 as the last scale of a block": (True, 0.0),

@@ -19,15 +19,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
+from common import UserError, data
+from common.plotting import plot_loss
+from common.program import check_config, clean_exit, jax_device
+from common.record import Run
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
-
-from common import UserError, data
-from common.plotting import plot_loss
-from common.record import Run, check_config, clean_exit, jax_device
 
 
 @dataclass
@@ -196,7 +197,7 @@ def main(config: Config) -> dict[str, float]:
     with Run(config, {"ln 10": np.log(10)}, device.device_kind) as run:
         _, test = train(config, config.seed, run, x, y, x_test, y_test)
         metrics = run.finish(test_loss=test["loss"], test_accuracy=test["accuracy"])
-    plot_loss(config.out, "nats per image", log="y")
+    plot_loss(run.out, "nats per image", log="y")
     return metrics
 
 

@@ -19,16 +19,17 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
+from common import UserError, data
+from common.plotting import plot_loss
+from common.program import check_config, clean_exit, torch_device
+from common.record import Run
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 import tyro
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
-
-from common import UserError, data
-from common.plotting import plot_loss
-from common.record import Run, check_config, clean_exit, torch_device
 
 
 @dataclass
@@ -166,7 +167,7 @@ def main(config: Config) -> dict[str, float]:
         metrics = run.finish(
             test_loss=test["loss"], test_perplexity=np.exp(test["loss"]), test_accuracy=test["accuracy"]
         )
-    plot_loss(config.out, "nats per word")
+    plot_loss(run.out, "nats per word")
     return metrics
 
 

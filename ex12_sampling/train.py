@@ -17,16 +17,17 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
+from common import UserError, data
+from common.plotting import plot_loss
+from common.program import check_config, clean_exit, torch_device
+from common.record import Run
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 import tyro
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
-
-from common import UserError, data
-from common.plotting import plot_loss
-from common.record import Run, check_config, clean_exit, torch_device
 
 
 @dataclass
@@ -173,9 +174,9 @@ def main(config: Config) -> dict[str, float]:
     sizes = f"{len(train_words)} training and {len(test_words)} test words"
     print(f"data: {sizes} ({(test_words == 0).float().mean():.1%} unknown), vocabulary {len(vocab)}")
 
-    prompt = encode(data.split_words(config.prompt.replace("\\n", "\n")), vocab).to(device)  # (P,)
-    if not prompt.any():
-        raise UserError(f"--prompt {config.prompt!r} holds no word of the vocabulary")
+    prompt = encode(data.prompt_words(config, vocab, train_words), vocab).to(device)  # (P,)
+    if not len(prompt):
+        raise UserError("--prompt is empty: give it a character or more")
     if config.top_k > len(vocab):
         raise UserError(f"--top-k {config.top_k} is more than the {len(vocab)} words of the vocabulary")
 
@@ -201,7 +202,7 @@ def main(config: Config) -> dict[str, float]:
         metrics = run.finish(
             test_loss=test["loss"], test_perplexity=np.exp(test["loss"]), test_accuracy=test["accuracy"]
         )
-    plot_loss(config.out, "nats per word")
+    plot_loss(run.out, "nats per word")
     return metrics
 
 

@@ -17,16 +17,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from common import UserError, data
+from common.plotting import plot_attention, plot_loss
+from common.program import check_config, clean_exit, torch_device
+from common.record import Run
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 import tyro
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
-
-from common import UserError, data
-from common.plotting import plot_attention, plot_loss
-from common.record import Run, check_config, clean_exit, torch_device
 
 
 @dataclass
@@ -225,9 +226,9 @@ def main(config: Config) -> dict[str, float]:
     sizes = f"{len(train_words)} training and {len(test_words)} test words"
     print(f"data: {sizes} ({(test_words == 0).float().mean():.1%} unknown), vocabulary {len(vocab)}")
 
-    prompt = encode(data.split_words(config.prompt.replace("\\n", "\n")), vocab).to(device)  # (P,)
-    if not prompt.any():
-        raise UserError(f"--prompt {config.prompt!r} holds no word of the vocabulary")
+    prompt = encode(data.prompt_words(config, vocab, train_words), vocab).to(device)  # (P,)
+    if not len(prompt):
+        raise UserError("--prompt is empty: give it a character or more")
     if config.top_k > len(vocab):
         raise UserError(f"--top-k {config.top_k} is more than the {len(vocab)} words of the vocabulary")
 
@@ -253,10 +254,10 @@ def main(config: Config) -> dict[str, float]:
         metrics = run.finish(
             test_loss=test["loss"], test_perplexity=np.exp(test["loss"]), test_accuracy=test["accuracy"]
         )
-    plot_loss(config.out, "nats per word")
+    plot_loss(run.out, "nats per word")
     model.eval()(x_test[:1, :20])  # which leaves its attention weights behind
     patterns = [block.attention.weights[0].detach().cpu() for block in model.blocks]  # each (A, 20, 20)
-    plot_attention(config.out, patterns, [vocab[word] for word in x_test[0, :20]])
+    plot_attention(run.out, patterns, [vocab[word] for word in x_test[0, :20]])
     return metrics
 
 

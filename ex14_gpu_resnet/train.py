@@ -21,16 +21,17 @@ from itertools import islice, pairwise
 from pathlib import Path
 from typing import Literal
 
+from common import UserError, data
+from common.plotting import plot_loss
+from common.program import check_config, clean_exit, jax_device
+from common.record import DRY_RUN_STEPS, Run
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
 from jax.scipy.ndimage import map_coordinates
-
-from common import UserError, data
-from common.plotting import plot_loss
-from common.record import DRY_RUN_STEPS, Run, check_config, clean_exit, jax_device
 
 
 @dataclass
@@ -304,7 +305,7 @@ def main(config: Config) -> dict[str, float]:
         losses, accuracies, train_seconds = zip(*finals)  # each of the length of seeds
         times = {"compile_seconds": compile_seconds, "train_seconds": train_seconds}
         metrics = run.finish(test_loss=losses, test_accuracy=accuracies, **times)
-    plot_loss(config.out, "nats per image", log="y")
+    plot_loss(run.out, "nats per image", log="y")
     return metrics
 
 

@@ -23,15 +23,16 @@ from itertools import islice, pairwise
 from pathlib import Path
 from typing import Literal
 
+from common import UserError, checkpoint, imagenet
+from common.plotting import plot_loss
+from common.program import Terminated, check_config, clean_exit, jax_device, terminated
+from common.record import DRY_RUN_STEPS, Run
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
-
-from common import UserError, imagenet, jax_run
-from common.plotting import plot_loss
-from common.record import DRY_RUN_STEPS, Run, check_config, clean_exit, jax_device
 
 
 @dataclass
@@ -56,6 +57,7 @@ class Config:
     learning_rate: float = 0.1  # largest step size, after the warm-up; it falls to 0 along a half cosine
     eval_every: int = 100  # steps between two evaluations on the validation set, each with a checkpoint
     resume: bool = False  # go on from the checkpoint in --out, with its flags where you give no others
+    overwrite: bool = False  # give up the checkpoints in --out, also where they took more than ten minutes
     seed: int = 0  # of everything that is drawn at random
     device: Literal["auto", "cpu", "cuda"] = "auto"  # where to compute; auto is a GPU where there is one
     out: Path = Path(__file__).parent / "out"  # folder for what the run writes
@@ -70,7 +72,7 @@ class Config:
 def preset(flags):
     """Return the defaults of all flags: those of the checkpoint to resume, or those above, or on a GPU ResNet-50's."""
     if flags.resume:
-        return jax_run.load_config(Config, flags.out)
+        return checkpoint.load_flags(Config, flags.out / "checkpoint.npz")
     if jax_device(flags.device).platform == "cpu":
         return Config()
     sizes = {"size": 224, "train_size": 224, "area": 0.08, "steps": 16 * 5004, "eval_every": 5004}  # 16 epochs
@@ -239,8 +241,11 @@ def train(config, seed, x, x_val, device, rows, whole):
     params = init_params(params_key, config, len(x.classes))
     optimizer = make_optimizer(config)
     opt_state = optimizer.init(params)
-    state, first, resumed = jax_run.restore(config, (params, opt_state, jax.tree.map(jnp.copy, params)), whole)
-    indices = islice(enumerate(minibatches), first, config.steps)  # (step, (B,)), and again
+    state, first, resumed = (params, opt_state, jax.tree.map(jnp.copy, params)), 0, None
+    if config.resume:
+        state, first, resumed = checkpoint.resume_jax(config, state)
+    state = jax.device_put(state, whole)
+    indices = islice(enumerate(minibatches), first, max(config.steps, first + 1))  # (step, (B,)), and again
     loaded = imagenet.load(x, indices, config.train_size, seed, (config.area, 1), config.workers)
     batch = jax.device_put(next(loaded), rows)  # (B, S, S, 3) and (B,)
     program = jax.jit(partial(update, config, optimizer), donate_argnums=(0, 1, 2), out_shardings=whole)
@@ -249,11 +254,14 @@ def train(config, seed, x, x_val, device, rows, whole):
         waited, since = 0.0, first  # milliseconds are shown as means since the last evaluation
         losses, seconds, start = np.empty(0), 0.0, time.perf_counter()
         for step in run.steps(config.steps, first):
-            if step % config.eval_every == 0 and (step > first or not config.resume):
+            stop = terminated()
+            if step % config.eval_every == 0 or stop:
                 record_losses(run, step, losses)
                 losses, seconds = np.empty(0), seconds + time.perf_counter() - start
+                checkpoint.save_jax(run, step, state)
+                if stop:
+                    raise Terminated
                 run.record(step, "validation", **evaluate(config, state[2], x_val, rows))
-                jax_run.save(run, step, state)
                 waited, since = 0.0, step
                 start = time.perf_counter()
             *state, new_losses = program(*state, *batch, step, jax.random.fold_in(step_key, step))  # does not wait
@@ -267,10 +275,14 @@ def train(config, seed, x, x_val, device, rows, whole):
         jax.block_until_ready(state)
         seconds += time.perf_counter() - start
         record_losses(run, config.steps, losses)
+        checkpoint.save_jax(run, config.steps, state)
         run.record(config.steps, "validation", **evaluate(config, state[2], x_val, rows))
-        jax_run.save(run, config.steps, state)
-        rate = config.batch_size * (config.steps - first) / seconds
-        return run.finish(**{name.replace(" ", "_"): n for name, n in run.latest.items()}, images_per_second=rate)
+        measured = {name.replace(" ", "_"): value for name, value in run.latest.items()}
+        if config.steps > first:
+            measured["images_per_second"] = config.batch_size * (config.steps - first) / seconds
+        metrics = run.finish(**measured)
+    plot_loss(run.out, "nats per image", log="y")
+    return metrics
 
 
 def main(config: Config) -> dict[str, float]:
@@ -287,9 +299,7 @@ def main(config: Config) -> dict[str, float]:
     size = f"ResNet-{config.depth}, {config.steps * config.batch_size / len(x):.4g} epochs on {mesh.size} devices"
     print(f"{device.platform} preset, and your flags ({device.device_kind}): {size}")
 
-    metrics = train(config, config.seed, x, x_val, device, rows, whole)
-    plot_loss(config.out, "nats per image", log="y")
-    return metrics
+    return train(config, config.seed, x, x_val, device, rows, whole)
 
 
 if __name__ == "__main__":

@@ -14,15 +14,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from common import UserError, checkpoint
+from common.program import clean_exit
+
 import torch
 import tyro
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from train import Config as TrainConfig
 from train import Transformer
-
-from common import UserError, torch_run
-from common.record import clean_exit
 
 SHAPES = {"gpt2": (12, 12, 768), "gpt2-medium": (24, 16, 1024), "gpt2-large": (36, 20, 1280), "gpt2-xl": (48, 25, 1600)}
 NAMES = {  # of the parts of a model: ours, theirs
@@ -127,7 +127,7 @@ def main(config: Config) -> None:
     if config.init_from == "none" and not config.export:
         raise UserError("nothing to do: give --init-from and --weights, or --export, or all of them")
     if config.init_from == "none":
-        saved = torch_run.load(TrainConfig, config.checkpoint)
+        saved = checkpoint.read_torch(TrainConfig, config.checkpoint)
         shape = saved["config"]
         model = Transformer(shape, len(saved["model"]["embedding.weight"]))
         model.load_state_dict(saved["model"])
@@ -139,7 +139,7 @@ def main(config: Config) -> None:
         if found != SHAPES[config.init_from]:
             raise UserError(f"{config.weights} has layers, heads and channels {found}, not {SHAPES[config.init_from]}")
         flags = {name: value for name, value in asdict(shape).items() if name != "out"}
-        torch_run.write({"config": flags, "vocab": None, "model": model.state_dict()}, config.save)
+        checkpoint.write_torch({"config": flags, "vocab": None, "model": model.state_dict()}, config.save)
         print(f"{config.save}: {sum(param.numel() for param in model.parameters()):,} parameters")
     if config.export:
         to_hugging_face(shape, model, config.export)

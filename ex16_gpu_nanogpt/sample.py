@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from common import UserError, checkpoint, openwebtext
+from common.program import check_config, clean_exit, torch_device
+
 import torch
 import torch.nn.functional as F
 import tyro
 from torch import nn
 from train import Config as TrainConfig
 from train import Transformer, draw, encode
-
-from common import UserError, openwebtext, torch_run
-from common.record import check_config, clean_exit, torch_device
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Config:
 
 def load_model(path, device):
     """Return the model of a checkpoint, in evaluation mode, and its vocabulary; None is that of GPT-2."""
-    saved = torch_run.load(TrainConfig, path)
+    saved = checkpoint.read_torch(TrainConfig, path)
     model = Transformer(saved["config"], len(saved["model"]["embedding.weight"]))
     model.load_state_dict(saved["model"])
     if saved["vocab"] is None:  # exercise 17's table has more than GPT-2's tokens, to make a round number

@@ -19,15 +19,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from common import UserError, checkpoint, data, speed
+from common.plotting import plot_loss
+from common.program import Terminated, check_config, clean_exit, terminated, torch_device
+from common.record import DRY_RUN_STEPS, Run
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 import tyro
 from torch import nn
-
-from common import UserError, data, torch_run
-from common.plotting import plot_loss
-from common.record import Run, check_config, clean_exit, torch_device
 
 Preset = Literal["auto", "nanogpt", "nanogpt-cpu", "best", "best-cpu"]
 
@@ -50,6 +51,7 @@ class Config:
     compile: bool = False  # make a few large kernels of the model first, which takes up to a minute
     eval_every: int = 250  # steps between two evaluations on the validation set, each with a sample and a checkpoint
     resume: bool = False  # go on from the checkpoint in --out, with its flags where you give no others
+    overwrite: bool = False  # give up the checkpoints in --out, also where they took more than ten minutes
     prompt: str = "ROMEO:\n"  # text that samples go on from
     sample_words: int = 100  # words of a sample
     temperature: float = 0.8  # logits are divided by it before a word is drawn; 0: the likeliest word
@@ -65,6 +67,8 @@ class Config:
         check_config(self, dropout=(0, 0.99), weight_decay=0, temperature=0, top_k=0, top_p=(0.01, 1), decay_to=(0, 1))
         if self.channels % self.heads:
             raise ValueError(f"--channels {self.channels} must be a multiple of --heads {self.heads}")
+        if self.dry_run:
+            self.steps = min(self.steps, DRY_RUN_STEPS)
 
 
 NANOGPT = {"block_size": 256, "layers": 6, "heads": 6, "channels": 384, "dropout": 0.2, "batch_size": 64}
@@ -79,7 +83,7 @@ PRESETS = {  # what differs from the defaults above, which are nanoGPT's for a l
 def defaults(preset: Preset = "auto", resume: bool = False, device: str = "auto", out: Path = Config.out) -> Config:
     """Return what the flags are by default: the preset's values, or those of the checkpoint to go on from."""
     if resume:
-        return torch_run.load_config(Config, out, preset)
+        return checkpoint.load_flags(Config, out / "checkpoint.pt", preset)
     if preset == "auto":
         preset = "nanogpt" if torch.cuda.is_available() and device in ("auto", "cuda") else "nanogpt-cpu"
     return Config(preset, **PRESETS[preset])
@@ -100,8 +104,7 @@ def read_words(config):
 def encode(words, vocab):
     """Return a text as numbers (N,), its characters' places in the vocabulary; UserError where one has none."""
     numbers = {word: number for number, word in enumerate(vocab)}
-    if unknown := sorted(set(words) - set(vocab)):
-        raise UserError(f"the model does not know {unknown[0]!r}: its characters are {''.join(vocab)!r}")
+    data.check_characters(words, vocab)
     return torch.tensor([numbers[word] for word in words])  # (N,)
 
 
@@ -279,32 +282,36 @@ def main(config: Config) -> dict[str, float]:
         raise UserError(f"--batch-size {config.batch_size} is more than the {blocks} blocks that there are of the text")
     print(f"data: {len(train_words)} training and {len(val_words)} validation characters, vocabulary {len(vocab)}")
 
-    prompt = encode(config.prompt.replace("\\n", "\n"), vocab).to(device)  # (P,)
+    prompt = encode(data.prompt_words(config, vocab, train_words), vocab).to(device)  # (P,)
     if not len(prompt):
         raise UserError("--prompt is empty: give it a character or more")
     if config.top_k > len(vocab):
         raise UserError(f"--top-k {config.top_k} is more than the {len(vocab)} words of the vocabulary")
 
     model = Transformer(config, len(vocab)).to(device)
-    model.bfloat16 = torch_run.has_bfloat16(device)
+    model.bfloat16 = speed.has_bfloat16(device)
     print(f"preset {config.preset}, but for your flags; {device}, {'bfloat16' if model.bfloat16 else 'float32'}")
     optimizer = make_optimizer(config, model)
-    first, state = torch_run.resume(config, vocab, model, optimizer) if config.resume else (0, None)
+    first, state = checkpoint.resume_torch(config, vocab, model, optimizer) if config.resume else (0, None)
     fast = model
     if config.compile and not config.dry_run:
         index = next(batches(config, len(x), 0, device))  # (B,)
-        fast = torch_run.compiled(model, lambda model: model(x[index], y[index]))
+        fast = speed.compiled(model, lambda model: model(x[index], y[index]))
     counts = torch.bincount(train_words, minlength=len(vocab)) + 1  # (V,): one more, so that none is 0
     baselines = {"unigram": -(counts / counts.sum()).log()[val_words].mean(), "ln V": np.log(len(vocab))}
     with Run(config, baselines, device, state) as run:
-        seconds = -torch_run.clock(device)  # of training alone
+        seconds = -speed.clock(device)  # of training alone
         for step, index in zip(run.steps(config.steps, first), batches(config, len(x), first, device)):  # (B,)
-            if step % config.eval_every == 0 and (step > first or not config.resume):
-                seconds += torch_run.clock(device)
+            stop = terminated()
+            if step % config.eval_every == 0 or stop:
+                seconds += speed.clock(device)
+                checkpoint.save_torch(run, step, vocab, model, optimizer)
+                if stop:
+                    raise Terminated
                 run.record(step, "validation", **evaluate(model, x_val, y_val))
                 run.sample(step, sample(model, prompt, config), vocab, train_words, 20)
-                torch_run.save(run, step, vocab, model, optimizer)
-                seconds -= torch_run.clock(device)
+                checkpoint.save_best(run, step, vocab, model)
+                seconds -= speed.clock(device)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, step)
             loss = fast(x[index], y[index])  # ()
@@ -313,18 +320,20 @@ def main(config: Config) -> dict[str, float]:
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()  # else the next backward() would add to this one's
-        seconds += torch_run.clock(device)
+        seconds += speed.clock(device)
+        checkpoint.save_torch(run, config.steps, vocab, model, optimizer)
         val = evaluate(model, x_val, y_val)
-        run.record(step + 1, "validation", **val)
-        run.sample(step + 1, sample(model, prompt, config), vocab, train_words, 20)
-        torch_run.save(run, step + 1, vocab, model, optimizer)
-        seconds /= step + 1 - first
-        words_per_second = config.batch_size * config.block_size / seconds
-        print(torch_run.speed(words_per_second, flops_per_word(config, model), device))
-        metrics = run.finish(
-            validation_loss=val["loss"], least_validation_loss=run.least["validation loss"], step_ms=1000 * seconds
-        )
-    plot_loss(config.out, "nats per character")
+        run.record(config.steps, "validation", **val)
+        run.sample(config.steps, sample(model, prompt, config), vocab, train_words, 20)
+        checkpoint.save_best(run, config.steps, vocab, model)
+        measured = {"validation_loss": val["loss"], "least_validation_loss": run.least["validation loss"]}
+        if config.steps > first:
+            seconds /= config.steps - first
+            words_per_second = config.batch_size * config.block_size / seconds
+            print(speed.describe(words_per_second, flops_per_word(config, model), device))
+            measured["step_ms"] = 1000 * seconds
+        metrics = run.finish(**measured)
+    plot_loss(run.out, "nats per character")
     return metrics
 
 

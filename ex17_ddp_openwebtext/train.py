@@ -24,6 +24,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from common import UserError, checkpoint, distributed, openwebtext, speed
+from common.plotting import plot_loss
+from common.program import Terminated, check_config, clean_exit, torch_device
+from common.record import DRY_RUN_STEPS, Run
+
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -31,10 +36,6 @@ import torch.nn.functional as F
 import tyro
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-
-from common import UserError, openwebtext, torch_run
-from common.plotting import plot_loss
-from common.record import Run, check_config, clean_exit, torch_device
 
 Preset = Literal["auto", "gpt2", "laptop"]
 VOCAB_SIZE = 50_304  # V: GPT-2's 50,257 tokens, and some that never occur, to make a multiple of 128
@@ -61,6 +62,7 @@ class Config:
     compile: bool = False  # make a few large kernels of the model first, which takes up to a minute
     eval_every: int = 250  # steps between two evaluations on the validation set, each with a sample and a checkpoint
     resume: Literal["no", "yes", "auto"] = "auto"  # go on from the checkpoint in --out; auto: if of the same --rdzv-id
+    overwrite: bool = False  # give up the checkpoints in --out, also where they took more than ten minutes
     timeout: int = 600  # seconds that a process waits for the others before it gives up
     prompt: str = "The"  # text that samples go on from
     sample_words: int = 100  # words of a sample
@@ -79,6 +81,8 @@ class Config:
         check_config(self, dropout=(0, 0.99), weight_decay=0, temperature=0, top_k=0, top_p=(0.01, 1), decay_to=(0, 1))
         if self.channels % self.heads:
             raise ValueError(f"--channels {self.channels} must be a multiple of --heads {self.heads}")
+        if self.dry_run:
+            self.steps = min(self.steps, DRY_RUN_STEPS)
 
 
 PRESETS = {  # what differs from the defaults above
@@ -93,8 +97,8 @@ PRESETS = {  # what differs from the defaults above
 
 def defaults(preset: Preset = "auto", resume: str = "auto", device: str = "auto", out: Path = Config.out) -> Config:
     """Return what the flags are by default: the preset's values, or those of the checkpoint to go on from."""
-    if torch_run.goes_on(resume, out):
-        return torch_run.load_config(Config, out, preset)
+    if checkpoint.should_resume(resume, out):
+        return checkpoint.load_flags(Config, out / "checkpoint.pt", preset)
     if preset == "auto":
         preset = "gpt2" if torch.cuda.is_available() and device in ("auto", "cuda") else "laptop"
     return Config(preset, **PRESETS[preset])
@@ -286,7 +290,7 @@ def flops_per_word(config, model):
 
 def main(config: Config) -> dict[str, float]:
     torch.manual_seed(config.seed)  # for what torch itself draws at random
-    rank, world, device = torch_run.place(torch_device(config.device))  # of this process; world is R
+    rank, world, device = distributed.find_place(torch_device(config.device))  # of this process; world is R
     train_words, val_words, vocab = openwebtext.read(config.data, config.whole, config.val_share, config.dry_run)
     x_val, y_val = make_data(config, train_words, val_words, device)
     n = len(train_words) - config.block_size  # places where a sample can begin
@@ -310,38 +314,42 @@ def main(config: Config) -> dict[str, float]:
     total = config.batch_size * config.block_size  # words of a step, whatever the number of processes
     print(f"step: {total} words = {world} processes x {parts} parts x {rows // parts} samples x {config.block_size}")
 
-    if world > 1:
-        with torch_run.meeting(config.timeout) as timeout:
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
     model = Transformer(config, VOCAB_SIZE).to(device)
-    model.bfloat16 = config.bfloat16 and torch_run.has_bfloat16(device)
+    model.bfloat16 = config.bfloat16 and speed.has_bfloat16(device)
     print(f"preset {config.preset}, but for your flags; {device}, {'bfloat16' if model.bfloat16 else 'float32'}")
     optimizers, flops = make_optimizers(config, model), flops_per_word(config, model)
-    resumed = torch_run.goes_on(config.resume, config.out)
-    first, state = torch_run.resume(config, None, model, *optimizers) if resumed else (0, None)
-    torch_run.agree(first, config.out)
+    resumed = checkpoint.should_resume(config.resume, config.out)
+    first, state = checkpoint.resume_torch(config, None, model, *optimizers) if resumed else (0, None)
+    if world > 1:
+        distributed.init_distributed(device, config.timeout)
+        distributed.check_same_step(first, config.out)
     fast = model
     if config.compile and not config.dry_run:
         index = next(batches(config, n, 0, "cpu"))[: rows // parts]  # (M,)
         x, y = read_samples(config, train_words, index, device)
-        fast = torch_run.compiled(model, lambda model: model(x, y))
+        fast = speed.compiled(model, lambda model: model(x, y))
     if world > 1:
         fast = DistributedDataParallel(fast)  # whose backward() ends with the mean gradient of all processes
     counts = torch.from_numpy(np.bincount(train_words[:10_000_000], minlength=VOCAB_SIZE)) + 1  # (V,): none is 0
     baselines = {"unigram": -(counts / counts.sum()).log()[val_words.astype(int)].mean(), "ln V": np.log(VOCAB_SIZE)}
     with Run(config, baselines, device, state) if rank == 0 else nullcontext() as run:
-        last = min(3, config.steps) if config.dry_run else config.steps
-        steps = run.steps(last, first) if run else range(first, last)
-        seconds = -torch_run.clock(device)  # of training alone
+        steps = run.steps(config.steps, first) if run else range(first, config.steps)
+        seconds = -speed.clock(device)  # of training alone
         for step, index in zip(steps, batches(config, n, first, "cpu")):  # (B,)
-            if step % config.eval_every == 0 and (step > first or not resumed):
-                seconds += torch_run.clock(device)
+            stop = distributed.any_terminated()
+            if step % config.eval_every == 0 or stop:
+                seconds += speed.clock(device)
+                if run:
+                    checkpoint.save_torch(run, step, None, model, *optimizers)
+                if stop:
+                    distributed.shutdown(143)
+                    raise Terminated
                 val = evaluate(model, x_val[rank::world], y_val[rank::world])
                 if run:
                     run.record(step, "validation", **val)
                     run.write_sample(f"step {step}", vocab.decode(sample(model, prompt, config, vocab).tolist()))
-                    torch_run.save(run, step, None, model, *optimizers)
-                seconds -= torch_run.clock(device)
+                    checkpoint.save_best(run, step, None, model)
+                seconds -= speed.clock(device)
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(config, step)
@@ -363,24 +371,26 @@ def main(config: Config) -> dict[str, float]:
             if run:
                 run.record(step, "train", loss=loss / world)
                 done, spent = step + 1 - first, seconds + time.perf_counter()
-                speed = torch_run.progress(done, config.steps - step - 1, total, spent, flops, device, world)
-                run.latest |= {"words": (step + 1) * total, **speed}
-        seconds += torch_run.clock(device)
+                rates = speed.progress(done, config.steps - step - 1, total, spent, flops, device, world)
+                run.latest |= {"words": (step + 1) * total, **rates}
+        seconds += speed.clock(device)
+        if run:
+            checkpoint.save_torch(run, config.steps, None, model, *optimizers)
         val = evaluate(model, x_val[rank::world], y_val[rank::world])
-        if world > 1:
-            torch_run.leave()  # all is said
+        distributed.shutdown()  # all is said
         if not run:
             return {}
-        run.record(step + 1, "validation", **val)
-        run.write_sample(f"step {step + 1}", vocab.decode(sample(model, prompt, config, vocab).tolist()))
-        torch_run.save(run, step + 1, None, model, *optimizers)
-        seconds /= step + 1 - first
-        words_per_second = config.batch_size * config.block_size / seconds
-        print(torch_run.speed(words_per_second, flops, device, world))
-        metrics = run.finish(
-            validation_loss=val["loss"], least_validation_loss=run.least["validation loss"], step_ms=1000 * seconds
-        )
-    plot_loss(config.out, "nats per token")
+        run.record(config.steps, "validation", **val)
+        run.write_sample(f"step {config.steps}", vocab.decode(sample(model, prompt, config, vocab).tolist()))
+        checkpoint.save_best(run, config.steps, None, model)
+        measured = {"validation_loss": val["loss"], "least_validation_loss": run.least["validation loss"]}
+        if config.steps > first:
+            seconds /= config.steps - first
+            words_per_second = config.batch_size * config.block_size / seconds
+            print(speed.describe(words_per_second, flops, device, world))
+            measured["step_ms"] = 1000 * seconds
+        metrics = run.finish(**measured)
+    plot_loss(run.out, "nats per token")
     return metrics
 
 

@@ -13,12 +13,12 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
 
-import pytest
-import torch
-
 from common import data
 from common import openwebtext as openwebtext_data
 from common.curriculum import ROOT
+
+import pytest
+import torch
 
 atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 

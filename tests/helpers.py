@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-import pytest
-import torch
-
 from common.curriculum import EXERCISES, ROOT, find_exercise
 from common.record import Run
+
+import pytest
+import torch
 
 BUILT = [exercise for exercise in EXERCISES if (ROOT / exercise.folder / "train.py").exists()]
 

@@ -3,10 +3,10 @@
 import ast
 import re
 
+from common.curriculum import EXERCISES, ROOT, changed_lines, find_exercise
+
 import pytest
 from helpers import BUILT, train_py
-
-from common.curriculum import EXERCISES, ROOT, changed_lines, find_exercise
 
 STEPS = [exercise for exercise in BUILT if exercise.parent]
 
@@ -73,10 +73,10 @@ def test_every_number_in_a_config_says_what_it_means():
 
 
 def test_common_is_light():
-    """What every exercise needs fits into 950 lines; what the long runs alone need lies in files of its own."""
+    """What every exercise needs fits into 1,040 lines; what the long runs alone need lies in files of its own."""
     lines = {path.stem: len(path.read_text(encoding="utf-8").splitlines()) for path in (ROOT / "common").glob("*.py")}
-    assert sum(lines[name] for name in ("__init__", "curriculum", "data", "plotting", "record")) <= 950
-    assert sum(lines.values()) <= 2100
+    assert sum(lines[name] for name in ("__init__", "curriculum", "data", "plotting", "record")) <= 1040
+    assert sum(lines.values()) <= 2700
     for path in (ROOT / "common").glob("*.py"):
         top = [
             node

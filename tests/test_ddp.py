@@ -12,14 +12,14 @@ import time
 from itertools import islice
 from pathlib import Path
 
+from common import UserError, checkpoint, distributed, speed
+from common import openwebtext as owt
+from common.record import Run
+
 import numpy as np
 import pytest
 import torch
 from helpers import cut_off, load, load_beside, one_sentence, read_metrics, run, train_py
-
-from common import UserError, torch_run
-from common import openwebtext as owt
-from common.record import Run
 
 SMALL = {"block_size": 16, "channels": 16, "layers": 2, "heads": 2, "batch_size": 8, "sample_words": 3}
 SMALL |= {
@@ -65,7 +65,7 @@ def losses(out, split="train"):
 def torchrun(processes, *flags, during=None, limit=150, restarts=0, where=("--standalone",)):
     """Run the exercise under torchrun; `during` is called with torchrun's process. Nothing of it outlives the test.
 
-    The first variable is explained in common/torch_run.py; the second torchrun sets itself for several processes alone.
+    The first variable is explained in common/distributed.py; the second torchrun sets by itself for several processes.
     """
     command = [sys.executable, "-m", "torch.distributed.run", *where, f"--nproc-per-node={processes}"]
     command += [f"--max-restarts={restarts}", "--monitor-interval=0.1", train_py(17), *flags]
@@ -179,6 +179,27 @@ def test_killed_worker(openwebtext, two_processes, tmp_path):
         assert (tmp_path / name).read_bytes() == (two_processes / name).read_bytes()
 
 
+@pytest.mark.parametrize("whom", ["torchrun", "one worker"])
+def test_sigterm(openwebtext, two_processes, tmp_path, whom):
+    """Both processes save after the same step and end with 143; whoever goes on leaves the unbroken run's files."""
+
+    def terminate(process):
+        wait_for(lambda: has_row(tmp_path, 13))
+        os.kill(process.pid if whom == "torchrun" else workers(process)[-1], signal.SIGTERM)
+
+    result = torchrun(2, *flags_of(tmp_path, openwebtext), during=terminate)
+    assert result.returncode != 0
+    assert result.stdout.count("ended by SIGTERM: what was recorded so far is in") == 1  # by one of them
+    if whom != "torchrun":  # which else reports its own end alone
+        assert result.stdout.count("exitcode  : 143") >= 1
+    step = step_of(tmp_path)
+    assert 14 <= step < STEPS
+    assert list(read_metrics(tmp_path)["train", "loss"]) == list(range(step))
+    assert torchrun(2, *flags_of(tmp_path, openwebtext), "--resume", "yes").returncode == 0
+    for name in ("metrics.csv", "samples.txt"):
+        assert (tmp_path / name).read_bytes() == (two_processes / name).read_bytes()
+
+
 def test_killed_on_one_of_two_hosts(openwebtext, two_processes, tmp_path):
     """Each of two torchruns counts its own failures, so the numbers of restarts differ; both go on all the same."""
     with socket.socket() as free:
@@ -236,13 +257,13 @@ def test_more_processes_than_gpus(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(UserError, match="--nproc-per-node is more than the 2 GPUs of this machine"):
-        torch_run.place(torch.device("cuda"))
+        distributed.find_place(torch.device("cuda"))
     with pytest.raises(UserError, match="--device mps is for one process"):
-        torch_run.place(torch.device("mps"))
+        distributed.find_place(torch.device("mps"))
 
 
 def test_checkpoint_that_one_host_does_not_see(monkeypatch, tmp_path):
-    torch_run.agree(5, tmp_path)  # one process agrees with itself
+    distributed.check_same_step(5, tmp_path)  # one process agrees with itself
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     for other, refused in ((5, contextlib.nullcontext()), (0, pytest.raises(UserError, match="not all processes"))):
@@ -252,7 +273,7 @@ def test_checkpoint_that_one_host_does_not_see(monkeypatch, tmp_path):
 
         monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
         with refused:
-            torch_run.agree(5, tmp_path)
+            distributed.check_same_step(5, tmp_path)
 
 
 # Exercise 16
@@ -263,7 +284,7 @@ def test_16_equals_17(ex, tokens, monkeypatch, tmp_path):
     old = load(16)
     words, val = (torch.from_numpy(part.astype(np.int64)) for part in owt.read()[:2])
     monkeypatch.setattr(old, "read_words", lambda config: (words, val, [chr(i) for i in range(300)]))
-    monkeypatch.setattr(torch_run, "has_bfloat16", lambda device: False)
+    monkeypatch.setattr(speed, "has_bfloat16", lambda device: False)
     monkeypatch.setattr(ex, "VOCAB_SIZE", 300)
     monkeypatch.setattr(ex, "make_optimizers", lambda *args: [old.make_optimizer(*args)])
     fields = {name: value for name, value in SMALL.items() if name not in ("bfloat16", "val_share", "micro_batch")}
@@ -286,7 +307,7 @@ def pretend(ex, tokens, monkeypatch):
     """Return a function that trains as one of so many processes, the others of which are not there."""
 
     def train_as(rank, world, out, **fields):
-        monkeypatch.setattr(torch_run, "place", lambda device: (rank, world, device))
+        monkeypatch.setattr(distributed, "find_place", lambda device: (rank, world, device))
         for name in ("init_process_group", "all_reduce", "destroy_process_group"):
             monkeypatch.setattr(ex.dist, name, lambda *args, **options: None)
         monkeypatch.setattr(ex, "DistributedDataParallel", lambda model: model)
@@ -434,23 +455,23 @@ def test_exact_resume(ex, tokens, tmp_path, cut):
 
 def test_when_to_go_on(ex, tokens, tmp_path, monkeypatch):
     train(ex, tmp_path, steps=2)
-    assert not torch_run.goes_on("auto", tmp_path)
-    monkeypatch.setattr(torch_run, "RUN_ID", "a")
-    assert not torch_run.goes_on("auto", tmp_path)  # written without torchrun
+    assert not checkpoint.should_resume("auto", tmp_path)
+    monkeypatch.setattr(checkpoint, "RUN_ID", "a")
+    assert not checkpoint.should_resume("auto", tmp_path)  # written without torchrun
     train(ex, tmp_path, steps=2)
-    assert torch_run.goes_on("auto", tmp_path)
-    assert not torch_run.goes_on("auto", tmp_path / "none")  # it failed before the first checkpoint
-    assert not torch_run.goes_on("no", tmp_path)
+    assert checkpoint.should_resume("auto", tmp_path)
+    assert not checkpoint.should_resume("auto", tmp_path / "none")  # it failed before the first checkpoint
+    assert not checkpoint.should_resume("no", tmp_path)
     assert ex.defaults(out=tmp_path).channels == 16
     for other in ("b", "none"):  # another torchrun, which may fail before it has a checkpoint; and no name at all
-        monkeypatch.setattr(torch_run, "RUN_ID", other)
-        assert not torch_run.goes_on("auto", tmp_path)
-        assert torch_run.goes_on("yes", tmp_path)
+        monkeypatch.setattr(checkpoint, "RUN_ID", other)
+        assert not checkpoint.should_resume("auto", tmp_path)
+        assert checkpoint.should_resume("yes", tmp_path)
     assert ex.defaults(out=tmp_path, device="cpu").channels == 128
     (tmp_path / "checkpoint.pt").write_bytes(b"half")
-    monkeypatch.setattr(torch_run, "RUN_ID", "a")
+    monkeypatch.setattr(checkpoint, "RUN_ID", "a")
     with pytest.raises(UserError, match="is damaged"):
-        torch_run.goes_on("auto", tmp_path)
+        checkpoint.should_resume("auto", tmp_path)
 
 
 def test_killed_while_it_writes_a_checkpoint(ex, tokens, tmp_path, monkeypatch):

@@ -11,13 +11,13 @@ import sys
 import time
 from types import SimpleNamespace
 
+from common import data
+from common.curriculum import ROOT
+
 import numpy as np
 import pytest
 import tyro
 from helpers import BUILT, load, numbers, one_sentence, read_metrics, run, train_py
-
-from common import data
-from common.curriculum import ROOT
 
 
 @numbers
@@ -31,18 +31,19 @@ def test_dry_run(number, tmp_path):
     assert lines[0].startswith("data: ")
     assert any(line.startswith("baselines: ") for line in lines)
     assert re.fullmatch(r"result: (\w+=\S+ )+seconds=\d+\.\d", lines[-1])
-    series = read_metrics(tmp_path / "a")
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["dry_run"]  # a real run's files are safe from it
+    series = read_metrics(tmp_path / "a" / "dry_run")
     assert list(series["train", "loss"]) == [0, 1, 2]
     evaluated = next(values for (split, _), values in series.items() if split != "train")
     assert list(evaluated) == [0, 3]
     if number >= 2:
-        assert (tmp_path / "a" / "loss.png").stat().st_size > 10_000
+        assert (tmp_path / "a" / "dry_run" / "loss.png").stat().st_size > 10_000
     # The same seed gives the same bytes, on a CPU with one thread; another seed does not.
     device = ("--device", "cpu") if number >= 7 else ()
     again = run(number, "--dry-run", "--out", tmp_path / "b", *device, cwd=tmp_path)
     other = run(number, "--dry-run", "--seed", 1, "--out", tmp_path / "c", *device, cwd=tmp_path)
     assert again.returncode == other.returncode == 0
-    csv = [(tmp_path / name / "metrics.csv").read_bytes() for name in "abc"]
+    csv = [(tmp_path / name / "dry_run" / "metrics.csv").read_bytes() for name in "abc"]
     assert csv[0] == csv[1] != csv[2]
 
 
@@ -50,7 +51,7 @@ def test_dry_run(number, tmp_path):
 def test_result_json(number, tmp_path):
     module = load(number)
     metrics = module.main(module.Config(dry_run=True, seed=3, out=tmp_path))
-    text = (tmp_path / "result.json").read_text(encoding="utf-8")
+    text = (tmp_path / "dry_run" / "result.json").read_text(encoding="utf-8")
     result = json.loads(text)
     assert result["exercise"] == train_py(number).parent.name
     assert result["seed"] == result["config"]["seed"] == 3
@@ -156,6 +157,7 @@ def test_ctrl_c(number, tmp_path):
     steps = list(read_metrics(tmp_path)["train", "loss"])
     assert steps == list(range(len(steps)))
     assert not (tmp_path / "result.json").exists()
+    assert json.loads((tmp_path / "run.json").read_bytes())["exercise"] == train_py(number).parent.name
 
 
 @pytest.mark.parametrize("kibibytes", [7, 8])
@@ -172,7 +174,7 @@ def test_full_disk(kibibytes, tmp_path):
         tmp_path,
     ]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    one_sentence(result, "cannot write to", "every row up to here is kept", "--out DIR")
+    one_sentence(result, "cannot write to", "what was recorded so far is in", "--out DIR")
     assert result.returncode == 1
     steps = list(read_metrics(tmp_path)["train", "loss"])  # which reads whole lines only
     assert steps == list(range(len(steps)))
@@ -198,10 +200,11 @@ def test_two_runs_into_one_folder(tmp_path):
 
 
 def test_refused_run_loses_nothing(tmp_path):
+    assert run(1, "--steps", "5", "--out", tmp_path).returncode == 0
+    before = (tmp_path / "metrics.csv").read_bytes()
     (tmp_path / "loss.png").mkdir()
-    (tmp_path / "metrics.csv").write_text("an earlier run\n")
-    one_sentence(run(1, "--dry-run", "--out", tmp_path), "cannot write to the folder")
-    assert (tmp_path / "metrics.csv").read_text(encoding="utf-8") == "an earlier run\n"
+    one_sentence(run(1, "--steps", "5", "--seed", "1", "--out", tmp_path), "cannot write to the folder")
+    assert (tmp_path / "metrics.csv").read_bytes() == before
 
 
 @pytest.mark.parametrize("flags", [("--num-samples", 1, "--batch-size", 1), ("--num-samples", 2, "--batch-size", 1)])
@@ -243,7 +246,127 @@ def test_progress_bar_on_a_terminal(tmp_path):
     assert len(lines) <= 6
 
 
+LONG = {  # flags that make a run go on for long, with evaluations and checkpoints now and then
+    1: (),
+    6: (),
+    8: ("--eval-every", 5),
+    16: ("--layers", 1, "--channels", 16, "--heads", 2, "--eval-every", 20, "--sample-words", 5),
+    15: ("--channels", 2, "--size", 32, "--train-size", 32, "--batch-size", 8, "--workers", 0, "--eval-every", 20),
+    17: ("--layers", 1, "--channels", 16, "--heads", 2, "--batch-size", 2, "--eval-every", 20, "--sample-words", 5),
+}
+
+
+@pytest.mark.parametrize("number", LONG)
+def test_sigterm(number, tmp_path, request, monkeypatch):
+    """15 to 17 save after the step at hand; all keep every row, say so, and end with 143."""
+    device = ("--device", "cpu", "--steps", 10**6) if number > 6 else ("--steps", 10**6)
+    if number in (15, 17):
+        data = request.getfixturevalue({15: "photographs", 17: "openwebtext"}[number])
+        device += ("--data", data, *(("--no-compile",) if number == 17 else ()))
+    if number == 15:
+        monkeypatch.setenv("RAMPUP_DATA", str(tmp_path / "data"))
+    command = [sys.executable, train_py(number), *LONG[number], *device, "--out", tmp_path / "out"]
+    process = subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "out" / "metrics.csv").exists() or not has_row(tmp_path / "out", 25):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 143, stderr
+    assert "ended by SIGTERM: what was recorded so far is in " in stderr
+    assert "Traceback" not in stderr
+    steps = list(read_metrics(tmp_path / "out")["train", "loss"])
+    assert steps == list(range(len(steps)))
+    if number < 15:
+        return
+    resume = ("--resume", "yes") if number == 17 else ("--resume",)
+    result = run(number, *resume, "--out", tmp_path / "out", "--steps", len(steps))
+    assert result.returncode == 0, result.stderr
+    assert list(read_metrics(tmp_path / "out")["train", "loss"]) == steps  # all was in the checkpoint
+
+
+def has_row(out, step):
+    return f"\n{step},train".encode() in (out / "metrics.csv").read_bytes()
+
+
+@numbers
+def test_ctrl_c_while_it_imports(number):
+    """From the moment on that common is imported, before anything that takes long."""
+    source = train_py(number).read_text(encoding="utf-8")
+    assert source.index("\nfrom common") < re.search(r"\nimport (numpy|torch|jax)", source).start()
+    code = "import signal, common; signal.raise_signal(signal.SIGINT)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 130
+    assert result.stderr == ""
+
+
+def test_another_exercises_files_are_left_alone(tmp_path):
+    assert run(16, *LONG[16], "--steps", 4, "--device", "cpu", "--out", tmp_path).returncode == 0
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    one_sentence(run(1, "--out", tmp_path), "is of ex16_gpu_nanogpt", "choose another --out DIR")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "best.pt").write_text("a model of my own")
+    one_sentence(run(1, "--out", tmp_path / "mine"), "best.pt is of somebody else")
+    assert (tmp_path / "mine" / "best.pt").exists()
+
+
+@pytest.mark.parametrize("there", ["run.json", "result.json", None])
+def test_checkpoint_that_took_long_is_not_replaced(there, tmp_path):
+    flags = (*LONG[16], "--steps", 2, "--device", "cpu", "--out", tmp_path)
+    assert run(16, *flags).returncode == 0
+    about = json.loads((tmp_path / "result.json").read_bytes()) | {"seconds": 601}
+    (tmp_path / "result.json").unlink()
+    if there:
+        (tmp_path / there).write_text(json.dumps(about))
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    result = run(16, *flags)
+    if there:
+        one_sentence(result, "best.pt took 10 minutes", "--resume", "--out DIR", "--overwrite")
+    else:
+        one_sentence(result, "loss.png is of somebody else")
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+    assert run(16, *flags, "--dry-run").returncode == 0  # which has a folder of its own
+    if there:
+        assert run(16, *flags, "--overwrite").returncode == 0
+
+
+@numbers
+def test_empty_out_is_refused(number, capsys):
+    with pytest.raises(SystemExit):
+        tyro.cli(load(number).Config, args=["--out", ""])
+    assert "--out is empty: name a folder" in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+def test_profiled_run_knows_its_exercise(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "cProfile",
+        "-o",
+        tmp_path / "profile",
+        train_py(1),
+        "--steps",
+        "5",
+        "--out",
+        tmp_path,
+    ]
+    assert subprocess.run(command, capture_output=True).returncode == 0
+    assert json.loads((tmp_path / "result.json").read_bytes())["exercise"] == "ex01_linreg_numpy"
+
+
+@pytest.mark.parametrize("flags", [("--dry-run",), ("--help",)])
+def test_output_that_takes_no_more(flags, tmp_path):
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, train_py(1), *flags, "--out", tmp_path]
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert result.returncode == 1
+    assert result.stderr == "error: cannot write the output (No space left on device): make room\n"
+
+
 def test_out_of_memory():
+    one_sentence(run(3, "--num-features", 2**31), "error: out of memory (", "lower the sizes")
     one_sentence(run(1, "--num-samples", 10**15), "error: out of memory (", "lower the sizes")
     one_sentence(run(6, "--hidden", 10**13), "error: out of memory (", "lower the sizes")
 
@@ -257,7 +380,7 @@ def test_second_run_starts_anew(tmp_path):
     module = load(2)
     module.main(module.Config(steps=50, out=tmp_path))
     (tmp_path / "notes.txt").write_text("mine")
-    module.main(module.Config(dry_run=True, out=tmp_path))
+    module.main(module.Config(steps=3, out=tmp_path))
     assert list(read_metrics(tmp_path)["train", "loss"]) == [0, 1, 2]
     assert (tmp_path / "notes.txt").read_text(encoding="utf-8") == "mine"
 

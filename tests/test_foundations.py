@@ -3,13 +3,13 @@
 import json
 import math
 
+from common.curriculum import ROOT
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from helpers import load, read_metrics, run
-
-from common.curriculum import ROOT
 
 
 def central_difference(loss, param, h=1e-6):

@@ -8,6 +8,9 @@ from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 
+from common import UserError, data
+from common.curriculum import ROOT
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,9 +18,6 @@ import pytest
 import scipy.ndimage
 import tyro
 from helpers import load, one_sentence, read_metrics, run
-
-from common import UserError, data
-from common.curriculum import ROOT
 
 STILL = {"rotate": 0.0, "scale": 0.0, "shear": 0.0, "shift": 0.0, "dropout": 0.0}  # no noise at all
 

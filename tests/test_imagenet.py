@@ -1,12 +1,16 @@
 """Exercise 15: ResNets against transformers', the recipe against torch and by hand, devices, checkpoints."""
 
 import errno
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from types import SimpleNamespace
+
+from common import UserError, checkpoint, imagenet
+from common.curriculum import ROOT
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +21,6 @@ import tyro
 from helpers import load, one_sentence, read_metrics, run
 from PIL import Image
 from transformers import ResNetConfig, ResNetForImageClassification
-
-from common import UserError, imagenet, jax_run
-from common.curriculum import ROOT
 
 TINY = {"channels": 2, "size": 32, "train_size": 32, "workers": 0, "batch_size": 8, "device": "cpu"}
 AS_FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
@@ -300,7 +301,7 @@ def test_what_is_loaded_and_what_is_evaluated(made_up, tmp_path, monkeypatch):
     """Random parts of one size in training, the middle in another for evaluation, of the mean of the parameters."""
     ex = made_up
     loaded, evaluated, saved = set(), [], []
-    true_load, true_save = imagenet.load, jax_run.save
+    true_load, true_save = imagenet.load, checkpoint.save_jax
 
     def load_batches(packed, numbers, size, seed=None, area=None, workers=0):
         loaded.add((len(packed), size, seed, area))
@@ -314,7 +315,7 @@ def test_what_is_loaded_and_what_is_evaluated(made_up, tmp_path, monkeypatch):
         saved.append([np.asarray(params["head"]["w"]) for params in (state[0], state[2])])
         true_save(run, step, state)
 
-    monkeypatch.setattr(ex.jax_run, "save", save)
+    monkeypatch.setattr(ex.checkpoint, "save_jax", save)
     with monkeypatch.context() as patch:
         patch.setattr(ex, "evaluate", evaluate)
         patch.setattr(ex.imagenet, "load", load_batches)
@@ -398,7 +399,7 @@ def cut_at(monkeypatch, ex, step):
     monkeypatch.setattr(ex, "Run", Ending)
 
 
-def test_exact_resume(made_up, tmp_path, monkeypatch):
+def test_exact_resume(made_up, tmp_path, monkeypatch, capsys):
     """A run that was cut and resumed, twice, leaves the metrics.csv of the unbroken one, byte for byte."""
     ex = made_up
     flags = TINY | {"steps": 9, "eval_every": 2, "dropout": 0.2, "ema": 0.9}
@@ -413,13 +414,25 @@ def test_exact_resume(made_up, tmp_path, monkeypatch):
         cut_at(patch, ex, 7)
         with pytest.raises(Cut):
             ex.main(ex.Config(**flags, out=tmp_path / "cut", resume=True))
-    assert jax_run.load(tmp_path / "cut")[1]["step"] == 6
+    assert checkpoint._read_arrays(tmp_path / "cut" / "checkpoint.npz")[1]["step"] == 6
     ex.main(ex.Config(**flags, out=tmp_path / "cut", resume=True))
     whole, cut = ((tmp_path / name / "metrics.csv").read_bytes() for name in ("whole", "cut"))
     assert whole == cut
     assert list(read_metrics(tmp_path / "cut")["validation", "top5"]) == [0, 2, 4, 6, 8, 9]
-    with pytest.raises(UserError, match="all 9 steps are made: ask for more with --steps"):
+    before = {path.name: path.read_bytes() for path in (tmp_path / "cut").iterdir()}
+    with pytest.raises(SystemExit) as end:
         ex.main(ex.Config(**flags, out=tmp_path / "cut", resume=True))
+    assert end.value.code == 0
+    assert "all 9 steps are made" in capsys.readouterr().out
+    assert {path.name: path.read_bytes() for path in (tmp_path / "cut").iterdir()} == before
+    for name in ("result.json", "loss.png"):  # lost, or never written; both come again
+        (tmp_path / "cut" / name).unlink()
+        ex.main(ex.Config(**flags, out=tmp_path / "cut", resume=True))
+        result = json.loads((tmp_path / "cut" / "result.json").read_bytes())
+        assert result["metrics"]["validation_loss"] == read_metrics(tmp_path / "cut")["validation", "loss"][9]
+        assert result["metrics"]["train_loss"] == read_metrics(tmp_path / "cut")["train", "loss"][8]
+        assert (tmp_path / "cut" / "metrics.csv").read_bytes() == whole
+        assert (tmp_path / "cut" / "loss.png").exists()
 
 
 def test_kill_and_resume_from_the_command_line(folder, tmp_path):
@@ -439,7 +452,7 @@ def test_kill_and_resume_from_the_command_line(folder, tmp_path):
     assert resumed.returncode == 0, resumed.stderr
     whole, killed = ((tmp_path / name / "metrics.csv").read_bytes() for name in ("whole", "killed"))
     assert whole == killed
-    notes = jax_run.load(tmp_path / "killed")[1]
+    notes = checkpoint._read_arrays(tmp_path / "killed" / "checkpoint.npz")[1]
     assert notes["config"]["on_error"] == "skip"
     assert notes["config"]["channels"] == 2
 
@@ -481,43 +494,43 @@ def test_learns_photographs(photographs, tmp_path, monkeypatch):
 def small_run(tmp_path, **flags):
     ex = load(15)
     config = ex.Config(out=tmp_path, **flags)
-    return SimpleNamespace(config=config, state=lambda: {"sizes": {}, "least": {}, "seconds": 1.0})
+    state = {"sizes": {}, "latest": {}, "least": {}, "seconds": 1.0}
+    return SimpleNamespace(config=config, out=tmp_path, state=lambda: state)
 
 
 def test_checkpoint_keeps_every_bit(tmp_path):
     rng = np.random.default_rng(0)
     state = [{"w": jnp.asarray(rng.normal(size=(3, 2)), jnp.float32)}, (jnp.array(7), {"blocks": [jnp.ones(2)]})]
     first = small_run(tmp_path, learning_rate=0.3)
-    jax_run.save(first, 5, state)
-    whole = jax.devices()[0]
+    checkpoint.save_jax(first, 5, state)
     zeros = jax.tree.map(jnp.zeros_like, state)
-    found, step, run_state = jax_run.restore(load(15).Config(out=tmp_path, resume=True), zeros, whole)
+    found, step, run_state = checkpoint.resume_jax(load(15).Config(out=tmp_path, resume=True), zeros)
     assert step == 5
     assert run_state == first.state()
     assert jax.tree.structure(found) == jax.tree.structure(state)
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(state), strict=True):
         assert one.dtype == other.dtype
         np.testing.assert_array_equal(one, other)
-    assert jax_run.load_config(load(15).Config, tmp_path).learning_rate == 0.3
+    assert checkpoint.load_flags(load(15).Config, tmp_path / "checkpoint.npz").learning_rate == 0.3
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.npz"]
 
 
 def test_damaged_checkpoints(tmp_path):
     """Cut anywhere, or with any bit flipped, a checkpoint is refused or, where the bit is in no data, the same."""
     state = [jnp.arange(50.0)]
-    jax_run.save(small_run(tmp_path), 5, state)
+    checkpoint.save_jax(small_run(tmp_path), 5, state)
     path = tmp_path / "checkpoint.npz"
     content = path.read_bytes()
     config = load(15).Config(out=tmp_path, resume=True)
     for cut in [0, 1, 30, len(content) // 2, len(content) - 1]:
         path.write_bytes(content[:cut])
         with pytest.raises(UserError, match="is damaged, or no checkpoint"):
-            jax_run.restore(config, state, jax.devices()[0])
+            checkpoint.resume_jax(config, state)
     refused = 0
     for byte in range(0, len(content), 7):
         path.write_bytes(content[:byte] + bytes([content[byte] ^ 4]) + content[byte + 1 :])
         try:
-            found, step, _ = jax_run.restore(config, state, jax.devices()[0])
+            found, step, _ = checkpoint.resume_jax(config, state)
         except UserError:
             refused += 1
         else:
@@ -526,36 +539,36 @@ def test_damaged_checkpoints(tmp_path):
     assert refused > len(content) / 7 / 2
     path.write_bytes(b"no zip at all")
     with pytest.raises(UserError, match="is damaged, or no checkpoint"):
-        jax_run.load(tmp_path)
+        checkpoint._read_arrays(tmp_path / "checkpoint.npz")
     np.savez(path, something=np.ones(3))
     with pytest.raises(UserError, match="is damaged, or no checkpoint"):
-        jax_run.load(tmp_path)
+        checkpoint._read_arrays(tmp_path / "checkpoint.npz")
     path.unlink()
     with pytest.raises(UserError, match="there is no checkpoint .*: train without --resume first"):
-        jax_run.load(tmp_path)
+        checkpoint._read_arrays(tmp_path / "checkpoint.npz")
 
 
 def test_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     state = [jnp.arange(50.0)]
-    jax_run.save(small_run(tmp_path), 5, state)
+    checkpoint.save_jax(small_run(tmp_path), 5, state)
     before = (tmp_path / "checkpoint.npz").read_bytes()
 
     def half(file, **arrays):
         file.write(b"half of it")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(jax_run.np, "savez", half)
-    with pytest.raises(UserError, match=r"cannot write .*No space left.*the last whole checkpoint stays; make room"):
-        jax_run.save(small_run(tmp_path), 6, state)
+    monkeypatch.setattr(checkpoint.np, "savez", half)
+    with pytest.raises(UserError, match=r"cannot write .*No space left.*make room, .* the last whole one stays"):
+        checkpoint.save_jax(small_run(tmp_path), 6, state)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.npz"]
     assert (tmp_path / "checkpoint.npz").read_bytes() == before
 
 
 def test_a_new_run_leaves_no_old_checkpoint(made_up, tmp_path):
     ex = made_up
-    (tmp_path / "checkpoint.npz").write_text("of an earlier run")
-    ex.main(ex.Config(**TINY, dry_run=True, out=tmp_path))
-    assert jax_run.load(tmp_path)[1]["step"] == 3
+    ex.main(ex.Config(**TINY, steps=4, out=tmp_path))
+    ex.main(ex.Config(**TINY, steps=2, out=tmp_path))
+    assert checkpoint._read_arrays(tmp_path / "checkpoint.npz")[1]["step"] == 2
 
 
 def test_dummy_data_needs_one_batch(monkeypatch, tmp_path, capsys):

@@ -12,14 +12,14 @@ import tarfile
 import time
 from itertools import islice
 
+from common import UserError, imagenet
+from common.data import DataError
+
 import datasets
 import numpy as np
 import pytest
 from helpers import one_sentence
 from PIL import Image
-
-from common import UserError, imagenet
-from common.data import DataError
 
 OFFLINE = {name: "http://127.0.0.1:9" for name in ("HTTPS_PROXY", "HTTP_PROXY", "https_proxy", "http_proxy")}
 
@@ -189,7 +189,7 @@ def test_other_files_are_no_images(folder):
 PREPARE = """
 import sys
 from common import imagenet
-from common.record import clean_exit
+from common.program import clean_exit
 imagenet.SHARD = 4
 with clean_exit():
     imagenet.prepare(sys.argv[1], workers=int(sys.argv[2]))
@@ -481,7 +481,7 @@ import jax
 import numpy as np
 from itertools import repeat
 from common import imagenet
-from common.record import clean_exit
+from common.program import clean_exit
 
 if __name__ == "__main__":
     with clean_exit():

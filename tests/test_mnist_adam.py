@@ -2,6 +2,9 @@
 
 import math
 
+from common import UserError, data
+from common.program import jax_device
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,9 +13,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import load, read_metrics
-
-from common import UserError, data
-from common.record import jax_device
 
 
 def twins(hidden=32, layers=3):

@@ -3,6 +3,9 @@
 import math
 import sys
 
+from common import data
+from common.curriculum import ROOT
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,9 +13,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import load, one_sentence, read_metrics, run
-
-from common import data
-from common.curriculum import ROOT
 
 DROPOUT_KEY = jax.random.key(7)
 

@@ -2,14 +2,14 @@
 
 import math
 
+from common import UserError
+from common.program import torch_device
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from helpers import load, read_metrics
-
-from common import UserError
-from common.record import torch_device
 
 
 def test_data_are_what_the_lesson_says(mnist):

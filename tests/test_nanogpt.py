@@ -4,6 +4,7 @@ import io
 import math
 import os
 import pickle
+import random
 import shutil
 import signal
 import subprocess
@@ -11,12 +12,12 @@ import sys
 import time
 from itertools import pairwise
 
+from common import UserError, checkpoint, speed
+from common.record import Run
+
 import pytest
 import torch
 from helpers import check_causality, cut_off, load, load_beside, one_sentence, read_metrics, run, train_py
-
-from common import UserError, torch_run
-from common.record import Run
 
 CPU = torch.device("cpu")
 FOLDER = train_py(16).parent
@@ -293,8 +294,8 @@ def test_presets(ex, monkeypatch):
 def test_flags_win_over_the_preset(ex, tmp_path):
     result = run(16, "--preset", "nanogpt", "--dry-run", *FLAGS, "--dropout", 0.25, "--out", tmp_path)
     assert result.returncode == 0, result.stderr
-    config = torch_run.load(ex.Config, tmp_path / "checkpoint.pt")["config"]
-    assert (config.preset, config.steps, config.dropout, config.layers) == ("nanogpt", 5000, 0.25, 2)
+    config = checkpoint.read_torch(ex.Config, tmp_path / "dry_run" / "checkpoint.pt")["config"]
+    assert (config.preset, config.batch_size, config.dropout, config.layers) == ("nanogpt", 64, 0.25, 2)
 
 
 def test_speed():
@@ -308,13 +309,13 @@ def test_speed():
 def fake_speed(name, rate, flops):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "get_device_name", lambda: name)
-        return torch_run.speed(rate, flops, torch.device("cuda"))
+        return speed.describe(rate, flops, torch.device("cuda"))
 
 
 @pytest.mark.parametrize(("native", "found"), [(True, True), (False, False)])
 def test_gpu_without_bfloat16(native, found, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native or including_emulation)
-    assert torch_run.has_bfloat16(torch.device("cuda")) is found
+    assert speed.has_bfloat16(torch.device("cuda")) is found
 
 
 def test_losses_on_a_gpu_are_read_later(ex, tmp_path):
@@ -352,14 +353,14 @@ def test_exact_resume(ex, text, tmp_path, cut):
     train(ex, tmp_path / "whole", **fields)
     with cut_off(cut):
         train(ex, tmp_path / "cut", **fields)
-    assert torch_run.load(ex.Config, tmp_path / "cut" / "checkpoint.pt")["step"] == cut // 4 * 4
+    assert checkpoint.read_torch(ex.Config, tmp_path / "cut" / "checkpoint.pt")["step"] == cut // 4 * 4
     torch.manual_seed(1234)
     train(ex, tmp_path / "cut", **fields, resume=True)
     for name in ("metrics.csv", "samples.txt"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    whole, resumed = (torch_run.load(ex.Config, tmp_path / name / "checkpoint.pt") for name in ("whole", "cut"))
+    whole, resumed = (checkpoint.read_torch(ex.Config, tmp_path / name / "checkpoint.pt") for name in ("whole", "cut"))
     assert all(torch.equal(whole["model"][name], resumed["model"][name]) for name in whole["model"])
-    best = [torch_run.load(ex.Config, tmp_path / name / "best.pt") for name in ("whole", "cut")]
+    best = [checkpoint.read_torch(ex.Config, tmp_path / name / "best.pt") for name in ("whole", "cut")]
     assert best[0]["step"] == best[1]["step"]
     assert best[0]["run"]["least"] == best[1]["run"]["least"]
 
@@ -375,13 +376,21 @@ def test_resume_after_a_kill(ex, text, tmp_path):
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    step = torch_run.load(ex.Config, tmp_path / "checkpoint.pt")["step"]
+    step = checkpoint.read_torch(ex.Config, tmp_path / "checkpoint.pt")["step"]
     result = run(16, "--resume", "--out", tmp_path, "--steps", step + 30, "--weight-decay", 0.5, "--device", "cpu")
     assert result.returncode == 0, result.stderr
     assert list(read_metrics(tmp_path)["train", "loss"]) == list(range(step + 30))
-    config = torch_run.load(ex.Config, tmp_path / "checkpoint.pt")["config"]
+    config = checkpoint.read_torch(ex.Config, tmp_path / "checkpoint.pt")["config"]
     assert (config.channels, config.preset, config.weight_decay) == (16, "best-cpu", 0.5)
-    one_sentence(run(16, "--resume", "--out", tmp_path), f"all {step + 30} steps are made", "more with --steps")
+    before = (tmp_path / "metrics.csv").read_bytes()
+    again = run(16, "--resume", "--out", tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert f"all {step + 30} steps are made" in again.stdout
+    assert "more with --steps" in again.stdout
+    one_sentence(
+        run(16, "--resume", "--out", tmp_path, "--steps", step), f"has {step + 30} steps, --steps {step} is less"
+    )
+    assert (tmp_path / "metrics.csv").read_bytes() == before
 
 
 def test_flags_win_over_the_checkpoint(ex, text, tmp_path, monkeypatch):
@@ -407,7 +416,7 @@ def test_flags_win_over_the_checkpoint(ex, text, tmp_path, monkeypatch):
         ({"heads": 4}, "of a model of --heads 2"),
         ({"block_size": 8}, "of a model of --block-size 16"),
         ({"bias": True}, "of a model of --bias False"),
-        ({"dry_run": True}, "neither with --dry-run nor after it"),
+        ({"dry_run": True}, "--resume goes on with a real run"),
     ],
 )
 def test_checkpoint_of_another_model(ex, text, tmp_path, changes, message):
@@ -435,14 +444,116 @@ def test_checkpoints_that_are_refused(ex, text, tmp_path):
     for content in (whole[: len(whole) // 2], whole[:10], b"", buffer.getvalue(), pickle.dumps(trap), b"no checkpoint"):
         (out / "checkpoint.pt").write_bytes(content)
         with pytest.raises(UserError, match=r"checkpoint\.pt is damaged, or no checkpoint"):
-            torch_run.load(ex.Config, out / "checkpoint.pt")
+            checkpoint.read_torch(ex.Config, out / "checkpoint.pt")
     torch.save({"config": {"text": None, "docs": 3}, "model": {}}, out / "checkpoint.pt")  # another exercise's
     with pytest.raises(UserError, match=r"checkpoint\.pt is damaged, or no checkpoint of this exercise"):
-        torch_run.load(ex.Config, out / "checkpoint.pt")
+        checkpoint.read_torch(ex.Config, out / "checkpoint.pt")
     torch.save([1, 2], out / "checkpoint.pt")
     one_sentence(run(16, "--resume", "--out", out), "checkpoint.pt is damaged, or no checkpoint")
     assert not (tmp_path / "trapped").exists()
     one_sentence(run(16, "--resume", "--out", tmp_path / "none"), "there is no checkpoint", "without --resume first")
+
+
+def test_flipped_bits(ex, text, tmp_path):
+    """A checkpoint with any bit flipped is refused or, where the bit is in no data, the same."""
+    train(ex, tmp_path, text=text, steps=2)
+    path = tmp_path / "checkpoint.pt"
+    content, whole = path.read_bytes(), checkpoint.read_torch(ex.Config, path)
+    refused = 0
+    for byte in random.Random(0).sample(range(len(content)), 150):
+        path.write_bytes(content[:byte] + bytes([content[byte] ^ 16]) + content[byte + 1 :])
+        try:
+            found = checkpoint.read_torch(ex.Config, path)
+        except UserError as error:
+            assert "is damaged" in str(error)
+            refused += 1
+        else:
+            assert found["step"] == whole["step"]
+            assert all(torch.equal(found["model"][name], value) for name, value in whole["model"].items())
+    assert refused > 75
+
+
+def changed(key, value):
+    def change(state):
+        *keys, last = [int(part) if part.isdigit() else part for part in key.split("/")]
+        for part in keys:
+            state = state[part]
+        if value is KeyError:
+            del state[last]
+        else:
+            state[last] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(changed(key, KeyError) for key in ("step", "run", "vocab", "rng", "optimizers", "model", "config/layers")),
+        *(changed(key, KeyError) for key in ("run/sizes", "run/least", "run/latest", "optimizers/0/3")),
+        *(changed("step", value) for value in (-1, "two", 1.5, None, [2])),
+        *(changed("run/sizes", value) for value in ({"metrics.csv": -5}, {"metrics.csv": "all"}, 7, {"x": 1e99})),
+        *(changed("run/seconds", value) for value in (float("nan"), "long", None)),
+        *(changed("config/layers", value) for value in ("4", True, 0, None)),
+        *(changed("config/dropout", value) for value in ("0.1", float("nan"))),
+        *(changed("vocab", value) for value in ("abc", [1, 2], {})),
+        *(changed("model", value) for value in ({}, [], {"embedding.weight": torch.ones(3)})),
+        *(changed("model/norm.weight", value) for value in (torch.full((16,), torch.nan), torch.ones(17), 3, None)),
+        *(changed("optimizers", value) for value in ([], [{}], [{"a": 1}], None, 5)),
+        *(changed("rng", value) for value in (None, torch.ones(3), torch.zeros(5, dtype=torch.uint8))),
+        *(changed("cuda_rng", value) for value in (None, 3)),
+    ],
+)
+def test_nothing_in_a_checkpoint_is_believed(ex, text, tmp_path, change):
+    """What is missing, or of another shape or type, is refused in one sentence, and no other file is touched."""
+    train(ex, tmp_path / "out", text=text, steps=2)
+    path = tmp_path / "out" / "checkpoint.pt"
+    state = torch.load(path, weights_only=True)
+    change(state)
+    torch.save(state, path)
+    before = {file: file.read_bytes() for file in (tmp_path / "out").iterdir()}
+    with pytest.raises(UserError, match="checkpoint.pt is (damaged, or no checkpoint|of a text with another)"):
+        train(ex, tmp_path / "out", text=text, steps=4, resume=True)
+    assert {file: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before
+
+
+def test_a_checkpoint_names_no_file_elsewhere(ex, text, tmp_path):
+    train(ex, tmp_path / "out", text=text, steps=2)
+    (tmp_path / "precious").write_text("a file outside --out")
+    path = tmp_path / "out" / "checkpoint.pt"
+    state = torch.load(path, weights_only=True)
+    state["run"]["sizes"]["../precious"] = 10
+    torch.save(state, path)
+    train(ex, tmp_path / "out", text=text, steps=4, resume=True)
+    assert (tmp_path / "precious").read_text() == "a file outside --out"
+
+
+def test_a_run_that_stopped_before_its_end_is_finished(ex, text, tmp_path, monkeypatch):
+    """After the last checkpoint, wherever it was: --resume writes what is missing, and nothing twice."""
+    fields = {"text": text, "steps": 6, "eval_every": 2}
+    train(ex, tmp_path / "whole", **fields)
+    files = ("metrics.csv", "samples.txt")
+    whole = [(tmp_path / "whole" / name).read_bytes() for name in files]
+    for number, place in enumerate(("Run.finish", "Run.sample", "Run.record", "evaluate", "plot_loss")):
+        out = tmp_path / str(number)
+        holder, name = (Run, place[4:]) if place.startswith("Run.") else (ex, place)
+        true = getattr(holder, name)
+
+        def stop(*args, _true=true, _out=out, **kwargs):
+            saved = _out / "checkpoint.pt"
+            if saved.exists() and checkpoint.read_torch(ex.Config, saved)["step"] == 6:
+                raise KeyboardInterrupt
+            return _true(*args, **kwargs)
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(holder, name, stop)
+            train(ex, out, **fields)
+        assert not (out / "loss.png").exists()
+        metrics = train(ex, out, **fields, resume=True)
+        assert metrics["validation_loss"] == read_metrics(out)["validation", "loss"][6]
+        assert (out / "result.json").exists()
+        assert (out / "loss.png").exists()
+        assert [(out / name).read_bytes() for name in files] == whole
 
 
 def test_a_new_run_removes_the_old_checkpoint(ex, text, tmp_path):
@@ -458,15 +569,18 @@ def test_checkpoint_of_another_text(ex, text, tmp_path):
         train(ex, tmp_path / "out", text=text, steps=4, resume=True)
 
 
-def test_checkpoint_of_a_dry_run(tmp_path):
+def test_dry_run_leaves_a_trained_model_alone(ex, text, tmp_path):
+    train(ex, tmp_path, text=text, steps=2)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert run(16, "--dry-run", "--preset", "nanogpt", *FLAGS[2:], "--out", tmp_path).returncode == 0
-    one_sentence(run(16, "--resume", "--out", tmp_path), "--resume: neither with --dry-run nor after it")
+    assert (tmp_path / "dry_run" / "checkpoint.pt").exists()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
 
 
 def test_checkpoint_holds_no_path_of_this_machine(ex, text, tmp_path):
     train(ex, tmp_path / "out", text=text, steps=2)
     (tmp_path / "out").rename(tmp_path / "moved")
-    assert torch_run.load(ex.Config, tmp_path / "moved" / "best.pt")["config"].out == ex.Config.out
+    assert checkpoint.read_torch(ex.Config, tmp_path / "moved" / "best.pt")["config"].out == ex.Config.out
     train(ex, tmp_path / "moved", text=text, steps=4, resume=True)
 
 
@@ -488,7 +602,7 @@ def test_best_is_the_least_validation_loss(ex, text, tmp_path, monkeypatch):
     losses = iter([3.0, 2.0, 2.5, 2.2])
     monkeypatch.setattr(ex, "evaluate", lambda model, x, y: {"loss": next(losses)})
     metrics = train(ex, tmp_path / "out", text=text, steps=6, eval_every=2)
-    assert torch_run.load(ex.Config, tmp_path / "out" / "best.pt")["step"] == 2
+    assert checkpoint.read_torch(ex.Config, tmp_path / "out" / "best.pt")["step"] == 2
     assert (metrics["validation_loss"], metrics["least_validation_loss"]) == (2.2, 2.0)
 
 
@@ -503,7 +617,7 @@ def test_compiled_model_is_the_same(ex, capsys):
     torch.manual_seed(3)
     expected = torch.rand(3)
     torch.manual_seed(3)
-    fast = torch_run.compiled(model, lambda model: model(x, y))
+    fast = speed.compiled(model, lambda model: model(x, y))
     assert ("not compiled" in capsys.readouterr().err) == (shutil.which("g++") is None)
     assert torch.equal(torch.rand(3), expected)  # nothing was drawn
     assert all(param.grad is None for param in model.parameters())
@@ -535,7 +649,7 @@ def test_compile_is_passed_over_in_a_dry_run(ex, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--prompt", "we #1"], "the model does not know '#': its characters are"),
+        (["--prompt", "we #1"], "--prompt: the model does not know 'w', '#', '1': its characters are"),
         (["--prompt", ""], "--prompt is empty"),
         (["--top-k", 30], "--top-k 30 is more than the 29 words"),
         (["--block-size", 2100], "the text's 2100 validation characters must be more than --block-size 2100"),

@@ -11,14 +11,14 @@ from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 
-import pytest
-from helpers import BUILT, one_sentence, train_py
-
 from common import UserError
 from common.cli import course, diff, folder, judge, site
 from common.cli.html import code_lines
 from common.cli.review import write_review
 from common.curriculum import EXERCISES, ROOT, find_exercise
+
+import pytest
+from helpers import BUILT, one_sentence, train_py
 
 RESULT = {
     "exercise": "ex04_softmax",

@@ -5,14 +5,14 @@ import os
 import shutil
 from pathlib import Path
 
-import pytest
-from helpers import BUILT, train_py
-from playwright.sync_api import Error, sync_playwright
-
 from common.cli.html import diff_parts, render
 from common.cli.review import write_review
 from common.cli.site import write_site
 from common.curriculum import find_exercise
+
+import pytest
+from helpers import BUILT, train_py
+from playwright.sync_api import Error, sync_playwright
 
 BROWSERS = ("chromium", "google-chrome")
 PHONE, DESKTOP = {"width": 390, "height": 844}, {"width": 1280, "height": 900}

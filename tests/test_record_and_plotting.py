@@ -8,15 +8,16 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from common import UserError, plotting, record
+from common.curriculum import ROOT
+from common.program import check_config, clean_exit
+from common.record import Run
+
 import numpy as np
 import pytest
 from helpers import one_sentence, read_metrics
 from matplotlib.figure import Figure
 from matplotlib.image import imread
-
-from common import UserError, plotting, record
-from common.curriculum import ROOT
-from common.record import Run, check_config, clean_exit
 
 
 @dataclass
@@ -104,7 +105,7 @@ def test_disk_that_fills_up_in_the_middle_of_a_row(tmp_path):
         def __getattr__(self, name):
             return getattr(self.file, name)
 
-    with pytest.raises(UserError, match="cannot write to .*every row up to here is kept; make room"):
+    with pytest.raises(UserError, match="cannot write to .*make room there, .*what was recorded so far is in"):
         with Run(Config(tmp_path), {}) as run:
             run._csv = FullDisk(run._csv)
             for step in range(100):
@@ -115,9 +116,12 @@ def test_disk_that_fills_up_in_the_middle_of_a_row(tmp_path):
 
 
 def test_result_that_cannot_be_written(tmp_path):
-    (tmp_path / "result.tmp").mkdir()
-    with pytest.raises(UserError, match=r"cannot write .*result\.json .*metrics\.csv beside it is whole"):
-        run_to_the_end(tmp_path)
+    (tmp_path / "result.json").mkdir()
+    with pytest.raises(UserError, match=r"cannot write to .*what was recorded so far is in .*metrics\.csv"):
+        with Run(Config(tmp_path), {}) as run:
+            run.record(0, "train", loss=1.0)
+            (tmp_path / "result.json").mkdir()
+            run.finish(loss=1.0)
 
 
 def test_numpy_warnings_come_back_after_a_run(tmp_path):

@@ -3,15 +3,18 @@
 import math
 import re
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
+
+from common import UserError, data, plotting
 
 import pytest
 import torch
 import torch.nn.functional as F
 from helpers import check_causality, load, one_sentence, read_metrics, run
-
-from common import data
+from hypothesis import given, strategies
+from hypothesis import settings as hypothesis_settings
 
 sys.path.insert(0, str(Path(__file__).parent / "bench"))
 import kneser_ney
@@ -52,6 +55,37 @@ def test_join_words():
     text = "He said: well (so--and-so) [Aside] no!\nYes, 'tis; is't?\n\nI"
     assert data.join_words(data.split_words(text)) == text
     assert data.join_words([]) == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("μῆνιν ἄειδε θεὰ, Πηληϊάδεω", ["μῆνιν", "ἄειδε", "θεὰ", ",", "Πηληϊάδεω"]),
+        ("naïve Straße, l’été d'or", ["naïve", "Straße", ",", "l’été", "d'or"]),
+        ("cafe\u0301 Tie\u0302\u0301ng", ["cafe\u0301", "Tie\u0302\u0301ng"]),  # marks that combine with a letter
+        ("हिन्दी में", ["हिन्दी", "में"]),
+        ("나는 간다.", ["나는", "간다", "."]),
+        ("我有iPhone手机，你好。\n", [*"我有", "iPhone", *"手机，你好。\n"]),
+        ("サーバーの「日本語」", list("サーバーの「日本語」")),
+        ("❤\ufe0f 1\ufe0f\u20e3 2x_y", ["❤\ufe0f", "1\ufe0f\u20e3", "2", "x", "_", "y"]),
+        ("\ufeffone \ufefftwo", ["one", "two"]),  # a byte order mark is no word
+    ],
+)
+def test_words_of_other_alphabets(text, words):
+    assert data.split_words(text) == words
+    assert data.split_words(data.join_words(words)) == words
+
+
+def test_join_words_of_a_script_without_spaces():
+    text = "我有iPhone手机，你好。\n「是」 (so)"
+    assert data.join_words(data.split_words(text)) == "我有iPhone手机，你好。\n「是」(so)"
+
+
+@hypothesis_settings(max_examples=2_000, deadline=None, database=None)
+@given(strategies.text(alphabet=strategies.sampled_from("a'’é\u0301ж我カー。ไน์1(.[]-\n \u3000_❤\ufe0f\u200d\ufeff")))
+def test_join_words_loses_no_word(text):
+    words = data.split_words(text)
+    assert data.split_words(data.join_words(words)) == words
 
 
 @LANGUAGE
@@ -309,14 +343,119 @@ def test_share_of_copied_4_grams(tmp_path):
 
     ex = load(12)
     vocab = ["<unk>", "a", "b", ",", "\n"]
-    with Run(ex.Config(out=tmp_path), {"ln V": 1.0}) as run_:
-        run_.sample(7, torch.tensor([0, 1, 2, 3, 1, 2, 1, 1]), vocab, torch.tensor([1, 2, 3, 1, 2, 1, 4, 4]))
-    # Of the four 4-grams of known words, three stand in the training words: 1 2 3 1, 2 3 1 2, 3 1 2 1.
-    text = (tmp_path / "samples.txt").read_text(encoding="utf-8")
-    assert text == "--- step 7, 75% of its 4-grams stand in the training text\na b, a b a a\n\n"
+    words, training = torch.tensor([0, 1, 2, 3, 1, 2, 1, 1]), torch.tensor([1, 2, 3, 1, 2, 1, 4, 4])
+    # Of the four 4-grams of known words, three stand in the training words: 1 2 3 1, 2 3 1 2, 3 1 2 1. Where three
+    # words are drawn, the first of these is all of the prompt; where two are, so is the second.
+    for drawn, share in ((100, "75%"), (8, "75%"), (4, "75%"), (3, "67%"), (2, "50%"), (1, "0%")):
+        with Run(ex.Config(out=tmp_path, sample_words=drawn), {"ln V": 1.0}) as run_:
+            run_.sample(7, words, vocab, training)
+        text = (tmp_path / "samples.txt").read_text(encoding="utf-8")
+        assert text == f"--- step 7, {share} of its 4-grams stand in the training text\na b, a b a a\n\n"
+
+
+def prompt(words, vocab, **fields):
+    """Return what samples go on from in a text of words."""
+    return data.prompt_words(load(12).Config(**fields), vocab, [vocab.index(word) for word in words])
+
+
+def test_prompt(capsys):
+    vocab = ["<unk>", "a", "b", "c", "\n"]
+    assert prompt("abc", vocab, prompt="a c\\n") == ["a", "c", "\n"]
+    assert capsys.readouterr().out == ""
+    assert prompt("abc", vocab, prompt="a dog, b") == ["a", "dog", ",", "b"]
+    assert "--prompt: the vocabulary lacks 'dog', ','," in capsys.readouterr().out
+    assert prompt("abcabcabcabc", vocab) == list("abcabcab")  # ROMEO is not asked for
+    assert "it lacks 'ROMEO', ':'; --prompt takes others" in capsys.readouterr().out
+    assert prompt("abc", [*vocab, "ROMEO", ":"]) == ["ROMEO", ":", "\n"]
+    assert prompt("abc", list("abc"), prompt="cab") == list("cab")  # of characters
+    assert prompt("abc", list("abc")) == list("abc")
+    assert "it lacks 'R', 'O', 'M', 'E', ':', '\\n';" in capsys.readouterr().out
+    for text in ("x" * 3000, "x " * 3000, " ".join(chr(ord("我") + i) for i in range(3000))):
+        with pytest.raises(UserError) as error:
+            prompt("abc", vocab, prompt=text)
+        assert len(str(error.value)) < 220
+        prompt("abc", vocab, prompt="a " + text)
+        assert len(capsys.readouterr().out) < 220
+
+
+def test_unknown_characters_are_named_in_a_line():
+    ex = load(16)
+    vocab = [chr(ord("一") + i) for i in range(3000)]
+    with pytest.raises(
+        UserError, match="^--prompt: the model does not know 'c', 'b', 'a': its characters are '一丁丂.*…$"
+    ) as error:
+        ex.encode("cba" + vocab[7], vocab)
+    assert len(str(error.value)) < 160
+    with pytest.raises(UserError) as error:
+        ex.encode(vocab, ["a"])
+    assert len(str(error.value)) < 160
+
+
+TEXTS = {  # of char-rnn #44, nanoGPT #434, tflearn #931
+    "names": "\n".join(["emma", "olivia", "ava"] * 100),
+    "Chinese": "天地玄黄，宇宙洪荒。\n日月盈昃，辰宿列张。" * 30,
+    "DNA": "GATTACACATTAG" * 60,
+    "digits": "31415926535897932384" * 40,
+    "emoji": "😀😂❤👍🎉" * 100,
+    "Greek": "μῆνιν ἄειδε θεὰ\n" * 60,
+}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+@pytest.mark.parametrize("number", [12, 13, 16])
+def test_any_text_runs_without_a_prompt(number, name, tmp_path, capsys):
+    ex = load(number)
+    (tmp_path / "text.txt").write_text(TEXTS[name], encoding="utf-8")
+    config = ex.Config(text=tmp_path / "text.txt", out=tmp_path / "out", device="cpu", steps=1, sample_words=3)
+    config.batch_size, config.block_size, config.channels = 2, 4, 16
+    if (number, name) in ((12, "DNA"), (13, "DNA")):  # one word, and no more
+        with pytest.raises(UserError, match="must be more than --block-size 4, and hold a word twice"):
+            ex.main(config)
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ex.main(config)
+    text = (tmp_path / "out" / "samples.txt").read_text(encoding="utf-8")
+    assert text.count("--- step") == 2
+    words = list(TEXTS[name]) if number == 16 else data.split_words(TEXTS[name])
+    assert "\n" + ("".join(words[:8]) if number == 16 else data.join_words(words[:8])) in text
+    assert "samples go on from the text's first words" in capsys.readouterr().out
 
 
 # Exercise 13
+
+
+def test_attention_in_any_script(tmp_path, monkeypatch):
+    """No warning of a glyph that is missing (matplotlib #14269): another font has it, or the picture says so."""
+    words = ["天", "λόγος", "cafe\u0301", "\n", "$", "❤\ufe0f", "हिन्दी", "x" * 5000]
+    weights = [torch.eye(len(words)).expand(2, -1, -1)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plotting.plot_attention(tmp_path, weights, words)
+        assert (tmp_path / "attention.png").stat().st_size > 0
+        labels, fonts, _ = plotting._labels(["the", "\n", "x" * 5000])
+    assert (labels[:2], len(labels[2]), fonts) == (["the", "\\n"], 20, ["DejaVu Sans"])
+
+    with monkeypatch.context() as patch:
+        figures = []
+        patch.setattr(plotting, "_labels", lambda words: (words, ["DejaVu Serif", "DejaVu Sans"], "; a note"))
+        patch.setattr(plotting, "save", lambda figure, path: figures.append(figure))
+        plotting.plot_attention(tmp_path, weights, ["a"] * len(words))
+    for label in figures[0].axes[1].get_xticklabels() + figures[0].axes[1].get_yticklabels():
+        assert label.get_fontfamily() == ["DejaVu Serif", "DejaVu Sans"]
+    assert figures[0].get_suptitle().endswith("; a note")
+
+    # With fonts that have some, all, or none of the characters.
+    monkeypatch.setattr(plotting.fontManager, "ttflist", [SimpleNamespace(name=name, fname=__file__) for name in "AB"])
+    monkeypatch.setattr(plotting, "findfont", lambda name: name)
+    monkeypatch.setattr(plotting, "get_font", lambda path: SimpleNamespace(get_charmap=lambda: next(charmap)))
+    for maps, expected in (
+        (["ab", "地", "天"], (["天a", "地"], ["DejaVu Sans", "A", "B"], "")),
+        (["ab", "天地", "天"], (["天a", "地"], ["DejaVu Sans", "A"], "")),
+        (["ab", "天", "ab"], (["天a", "□"], ["DejaVu Sans", "A"], "\n□: a character that no font here has")),
+    ):
+        charmap = iter([{ord(char): 1 for char in chars} for chars in maps])
+        assert plotting._labels(["天a", "地"]) == expected
 
 
 def test_causality():
@@ -466,8 +605,8 @@ def test_text_of_ones_own(number, tmp_path):
         (b" ".join(b"w" + b"x" * i for i in range(200)), (), "and hold a word twice"),
         (TEXT.encode(), ("--block-size", 1000), "must be more than --block-size 1000"),
         (TEXT.encode(), ("--dropout", 1), "--dropout must be at least 0 and at most 0.99"),
-        (TEXT.encode(), ("--prompt", ""), "--prompt '' holds no word of the vocabulary"),
-        (TEXT.encode(), ("--prompt", "zounds"), "--prompt 'zounds' holds no word of the vocabulary"),
+        (TEXT.encode(), ("--prompt", ""), "--prompt is empty"),
+        (TEXT.encode(), ("--prompt", "zounds"), "--prompt: the vocabulary lacks 'zounds'"),
         (TEXT.encode(), ("--prompt", "the", "--top-k", 1000), "--top-k 1000 is more than the"),
         (TEXT.encode(), ("--temperature", -1), "--temperature must be at least 0"),
         (TEXT.encode(), ("--top-p", 1.5), "--top-p must be at least 0.01 and at most 1"),

@@ -2,24 +2,40 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
+
+from common.cli.course import train_py
+from common.cli.folder import MAX_CSV, Folder, read_bytes, read_folder, read_run, size, visible
+from common.cli.judge import Finding, judge
+from common.curriculum import Exercise
 
 from rich.console import Console
 from rich.text import Text
 
-from common.cli.course import train_py
-from common.cli.folder import Folder, read_folder, read_run, visible
-from common.cli.judge import Finding, judge
-from common.curriculum import Exercise
-
 LIMIT = 120  # seconds after which a dry run is stopped
 PROMISED = 20  # seconds that it may take
+MOST = 10**7  # bytes that a dry run may print
+LONGEST = 10_000  # characters at the end of what it printed that are looked at
 STYLES = {"ok": "green", "short": "bold red", "note": "yellow"}
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A program that was run: its exit code, what it printed, and why it was stopped, if it was."""
+
+    code: int  # negative: of the signal that ended it
+    stdout: str
+    stderr: str
+    stopped: str
 
 
 def check(console: Console, exercise: Exercise, path: Path | None, dry_run: bool) -> bool:
@@ -27,9 +43,13 @@ def check(console: Console, exercise: Exercise, path: Path | None, dry_run: bool
 
     Raises UserError where there is no train.py to run.
     """
+    for name in ("SIGTERM", "SIGHUP"):  # so that whatever ends us ends the program, too; Windows has no SIGHUP
+        number = getattr(signal, name, None)
+        if number and signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
     folder = read_folder(exercise, path)
     right = True
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
         for finding in findings(exercise, folder, Path(temporary), dry_run, console):
             right = right and finding.mark != "short"
             console.print(Text.assemble((f"{finding.mark:6}", STYLES[finding.mark]), finding.text))
@@ -46,22 +66,24 @@ def findings(exercise: Exercise, folder: Folder, temporary: Path, dry_run: bool,
     start = time.perf_counter()
     first = run(folder, temporary / "a", *dry)
     seconds = time.perf_counter() - start
-    if first.returncode != 0:
-        yield Finding("short", f"--dry-run ends with exit code {first.returncode}", last_line(first.stderr))
+    if wrong := failure("--dry-run", first):
+        yield wrong
         return
     mark = "ok" if seconds < PROMISED else "note"  # the machine may be busy
     yield Finding(mark, f"--dry-run ran in {seconds:.1f} s, and may take {PROMISED}")
-    lines = first.stdout.splitlines() or [""]
-    baseline = any(line.startswith("baselines: ") for line in lines)
+    baseline = "\nbaselines: " in f"\n{first.stdout}"
     yield verdict(baseline, "it prints the baseline that it has to beat", "it prints no baseline", "Run(…) does so")
-    result = re.fullmatch(r"result: (\S+=\S+ )+seconds=\S+", lines[-1])
+    last = (first.stdout[-LONGEST:].splitlines() or [""])[-1]
+    name, *values = last.split(" ")
+    result = name == "result:" and len(values) > 1 and values[-1].startswith("seconds=")
+    result = result and all(re.fullmatch(r"[^\s=]+=\S+", value) for value in values)
     yield verdict(result, "its last line is the result", "its last line is not the result", "run.finish(…) prints it")
 
     ran = Folder(folder.path, folder.source)
-    read_run(ran, temporary / "a")
+    read_run(ran, written(temporary / "a"))
     yield from (Finding("short", problem) for problem in ran.problems)
     reference = train_py(exercise).read_text(encoding="utf-8")
-    there = {"metrics.csv": ran.series, "result.json": ran.result}
+    there = {"metrics.csv": ran.series, "result.json": ran.result and not ran.interrupted}
     if "plot_loss(" in reference:
         there["loss.png"] = any(name == "loss.png" for name, _, _ in ran.pictures)
     if re.search(r"run\.(write_)?sample\(", reference):
@@ -69,24 +91,28 @@ def findings(exercise: Exercise, folder: Folder, temporary: Path, dry_run: bool,
     missing = ", ".join(name for name, found in there.items() if not found)
     yield verdict(not missing, f"it writes {', '.join(there)}", f"it does not write {missing} into --out")
 
-    run(folder, temporary / "b", *dry)
-    run(folder, temporary / "c", *dry, "--seed", "1")
-    files = [temporary / name / "metrics.csv" for name in "abc"]
-    first, again, other = (file.read_bytes() if file.is_file() else b"" for file in files)
-    hint = "draw every random number from a generator seeded with config.seed; let no order depend on time or on a set"
-    yield verdict(first and first == again, "the same seed gives the same metrics.csv", "the same seed does not", hint)
-    hint = "config.seed has to reach the data, the weights and the order of the batches"
-    yield verdict(first != other, "another seed gives another one", "another seed gives the same metrics.csv", hint)
+    if ran.series:
+        again, other = run(folder, temporary / "b", *dry), run(folder, temporary / "c", *dry, "--seed", "1")
+        wrong = failure("a second --dry-run", again) or failure("--dry-run --seed 1", other)
+        if wrong:
+            yield wrong
+            return
+        first, again, other = (metrics(temporary / name) for name in "abc")
+        hint = "draw every random number from a generator seeded with config.seed; "
+        hint += "let no order depend on time or on a set"
+        yield verdict(first == again, "the same seed gives the same metrics.csv", "the same seed does not", hint)
+        hint = "config.seed has to reach the data, the weights and the order of the batches"
+        wrong = "another seed gives the same metrics.csv"
+        yield verdict(first != other, "another seed gives another one", wrong, hint)
     refused = run(folder, temporary / "d", "--no-such-flag", "1")
-    clean = refused.returncode != 0 and "Traceback" not in refused.stderr
+    clean = refused.code > 0 and "Traceback" not in refused.stderr
     yield verdict(clean, "an unknown flag is refused", "an unknown flag is not refused with one sentence")
     if dry_run:
         return
 
     console.print(Text("the run in full:", "dim"))
-    full = run(folder, temporary / "full", screen=True)
-    if full.returncode != 0:
-        yield Finding("short", f"the run ends with exit code {full.returncode}", "its last line says why")
+    if wrong := failure("the run", run(folder, temporary / "full", screen=True)):
+        yield wrong
         return
     ran = Folder(folder.path, folder.source)
     read_run(ran, temporary / "full")
@@ -94,23 +120,81 @@ def findings(exercise: Exercise, folder: Folder, temporary: Path, dry_run: bool,
     yield from judge(exercise, ran)
 
 
+def written(out: Path) -> Path:
+    """Return where a dry run wrote: `Run` makes a folder of its own in --out, other programs may not."""
+    return out / "dry_run" if (out / "dry_run").is_dir() else out
+
+
+def metrics(out: Path) -> bytes:
+    """Return the metrics.csv of a dry run; nothing where it cannot be read."""
+    try:
+        return read_bytes(written(out) / "metrics.csv", MAX_CSV)
+    except (OSError, ValueError):
+        return b""
+
+
+def failure(name: str, ran: Ran) -> Finding | None:
+    """Return that a run was stopped or went wrong, with the last that it said; None where it went well."""
+    if ran.stopped:
+        return Finding("short", f"{name} {ran.stopped}", (last_line(ran.stderr) or last_line(ran.stdout))[:100])
+    if ran.code == 0:
+        return None
+    ended = f"ends with exit code {ran.code}" if ran.code > 0 else f"is ended by signal {-ran.code}"
+    return Finding("short", f"{name} {ended}", last_line(ran.stderr))
+
+
 def verdict(right: object, text: str, wrong: str, hint: str = "") -> Finding:
     """Return one of the two texts."""
     return Finding("ok", text) if right else Finding("short", wrong, hint)
 
 
-def run(folder: Folder, out: Path, *flags: str, screen: bool = False) -> subprocess.CompletedProcess:
-    """Run the program from another working directory; `screen` lets it write to ours, and take its time."""
+def run(folder: Folder, out: Path, *flags: str, screen: bool = False) -> Ran:
+    """Run the program from another working directory; `screen` lets it write to ours, and take its time.
+
+    Otherwise it is stopped after LIMIT seconds, or once it has printed MOST bytes. Whatever becomes of it or of us, no
+    process that it started lives on, unless that one has left its process group.
+    """
     command = [sys.executable, str(folder.path / "train.py"), "--out", str(out), *flags]
     environment = os.environ if screen else os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    options = {} if screen else {"capture_output": True, "timeout": LIMIT, "stdin": subprocess.DEVNULL}
-    try:
-        return subprocess.run(command, cwd=out.parent, env=environment, text=True, errors="replace", **options)
-    except subprocess.TimeoutExpired:
-        return subprocess.CompletedProcess(command, 124, "", f"it was stopped after {LIMIT} seconds")
+    options = {"cwd": out.parent, "env": environment, "stdin": subprocess.DEVNULL, "start_new_session": True}
+    with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
+        if not screen:
+            options |= {"stdout": stdout, "stderr": stderr}
+        start = time.perf_counter()
+        process = subprocess.Popen(command, **options)
+        stopped = ""
+        try:
+            while not stopped:
+                ended = process.poll() is not None
+                if max(length(stdout), length(stderr)) > MOST:
+                    stopped = f"was stopped: it had printed more than {size(MOST)}"
+                elif ended:
+                    break
+                elif not screen and time.perf_counter() - start > LIMIT:
+                    stopped = f"was stopped after {LIMIT} seconds"
+                else:
+                    time.sleep(0.02)
+        finally:
+            if hasattr(os, "killpg"):
+                with suppress(ProcessLookupError, PermissionError):  # nothing of it is left
+                    os.killpg(process.pid, signal.SIGKILL)
+            process.kill()  # on Windows, which has no such groups
+            process.wait()
+        return Ran(process.returncode, read_end(stdout), read_end(stderr), stopped)
+
+
+def length(file: BinaryIO) -> int:
+    """Return how many bytes a file has."""
+    return os.fstat(file.fileno()).st_size
+
+
+def read_end(file: BinaryIO) -> str:
+    """Return the last MOST bytes of a file as text."""
+    file.seek(max(0, length(file) - MOST))
+    return file.read(MOST).decode("utf-8", errors="replace")
 
 
 def last_line(text: str) -> str:
-    """Return the last line that says something."""
-    lines = [line for line in visible(text).splitlines() if line.strip(" ╰─╯│")]
-    return lines[-1].strip("│ ")[:300] if lines else "and it says nothing"
+    """Return the last line that says something, or nothing."""
+    lines = [line for line in visible(text[-LONGEST:]).splitlines() if line.strip(" ╰─╯│")]
+    return lines[-1].strip("│ ")[:300] if lines else ""

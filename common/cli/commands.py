@@ -1,5 +1,6 @@
 """The command line of `rampup`, one function a command."""
 
+import errno
 import os
 import shutil
 import sys
@@ -7,16 +8,18 @@ import textwrap
 from pathlib import Path
 from typing import Annotated
 
+from common import UserError, cli
+from common.cli import course
+from common.cli.folder import read_result, visible
+
 import tyro
 from rich.console import Console
 from rich.text import Text
 from tyro.extras import SubcommandApp
 
-from common import UserError, cli
-from common.cli import course
-from common.cli.folder import read_result, visible
-
 # The other modules are imported by the commands that need them, so that each starts at once.
+
+NO_OUTPUT = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # why a print fails
 
 app = SubcommandApp()
 console = Console(highlight=False, soft_wrap=True)
@@ -47,7 +50,8 @@ def last_run(exercise: course.Exercise) -> Text:
     try:
         result = read_result(course.ROOT / exercise.folder / "out" / "result.json")
     except FileNotFoundError:
-        return Text("not run", "dim")
+        interrupted = (course.ROOT / exercise.folder / "out" / "run.json").exists()
+        return Text("interrupted", "yellow") if interrupted else Text("not run", "dim")
     except (OSError, ValueError, RecursionError):
         return Text("out/result.json cannot be read", "red")
     figures = [figure for figure in course.expected(exercise) if figure.metric in result["metrics"]]
@@ -157,13 +161,23 @@ def write(path: Path, text: str) -> None:
 
 def main() -> None:
     """Run the command line; what the user can mend ends it with one sentence and exit code 1."""
+    if sys.stdout is None:  # closed, by `>&-` for instance
+        sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     sys.stdout.reconfigure(errors="replace")  # a terminal without "→" is no reason to stop
+    if shutil.get_terminal_size().columns < 40:
+        os.environ["COLUMNS"] = "40"  # in fewer than 8 tyro's --help never ends
     try:
-        app.cli(prog="rampup", description=cli.__doc__, config=(tyro.conf.FlagCreatePairsOff,))
+        try:
+            app.cli(prog="rampup", description=cli.__doc__, config=(tyro.conf.FlagCreatePairsOff,))
+        finally:
+            sys.stdout.flush()  # while it can still be said that this fails
     except UserError as error:
         sys.exit(f"error: {error}")
-    except BrokenPipeError:  # whoever read our output, `| head` for instance, has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+    except OSError as error:
+        if error.filename is not None or error.errno not in NO_OUTPUT:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or what is left would fail once more
+        gone = isinstance(error, BrokenPipeError)  # whoever read our output, `| head` for instance
+        sys.exit(1 if gone else f"error: cannot write the output ({error.strerror}): make room, or send it elsewhere")
     except KeyboardInterrupt:
         sys.exit(130)

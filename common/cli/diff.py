@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from itertools import groupby
 
+from common.curriculum import changed_lines
+
 from rich.console import Console
 from rich.text import Text
-
-from common.curriculum import changed_lines
 
 CONTEXT = 3  # unchanged lines shown around a change
 COUNTED = "added and removed, without docstring and indentation"  # what `stat` counts

@@ -1,6 +1,6 @@
 """An exercise's folder, read as a stranger's: nothing in it is run, nothing outside it is read, nothing is endless."""
 
-import csv
+import io
 import json
 import os
 import re
@@ -14,12 +14,18 @@ from common.cli.course import ROOT, Exercise
 MAX_SOURCE = 2 * 10**5  # bytes of a train.py; the longest in the course has a tenth of it
 MAX_TEXT = 10**6  # of another text that is shown
 MAX_PICTURE = 4 * 10**6
-MAX_CSV = 20 * 10**6
+MAX_CSV = 40 * 10**6  # 600,000 steps of exercise 17 have half of it
+MAX_ROW = 1000  # characters of a row of it
 MAX_FILE = 10**7  # of a file that goes into the zip
 MAX_FILES = 200
+MAX_DEPTH = 10  # of folders in folders
+SHOWN = 200  # characters of a name or a value
+TOO_DEEP = f"what lies more than {MAX_DEPTH} folders deep is left out"
 PICTURES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}  # by their first bytes
 # What a screen does not show, or what shows other text in another order: escape sequences, bidi controls, surrogates.
 INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
+# In a file's name, what Windows takes for something else: a drive, a folder, a stream, a device; or leaves out.
+NOT_PORTABLE = re.compile(r'[<>:"\\|?*\t\n]|[. ]$|^(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[\d¹²³]) *(\.|$)', re.I)
 
 
 @dataclass
@@ -28,7 +34,8 @@ class Folder:
 
     path: Path
     source: str  # train.py
-    result: dict = field(default_factory=dict)  # result.json; empty without a run
+    result: dict = field(default_factory=dict)  # result.json, or run.json where that is all; empty without a run
+    interrupted: bool = False  # the run has not come to its end: `result` has no metrics
     series: dict = field(default_factory=dict)  # metrics.csv: [(step, value), …] by (split, metric)
     pictures: list = field(default_factory=list)  # (name, media type, bytes)
     samples: str = ""
@@ -54,7 +61,7 @@ def read_folder(exercise: Exercise, path: Path | None = None) -> Folder:
     except FileNotFoundError:
         raise UserError(f"no train.py in {visible(str(path))}: name another folder with --folder PATH") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {visible(str(path / 'train.py'))}: {error}") from None
+        raise UserError(f"cannot read {visible(str(path / 'train.py'))}: {reason(error)}") from None
     read_run(folder, path / "out")
     list_files(folder)
     return folder
@@ -62,8 +69,9 @@ def read_folder(exercise: Exercise, path: Path | None = None) -> Folder:
 
 def read_run(folder: Folder, out: Path) -> None:
     """Fill in what a run left in `out`, and why some of it cannot be read."""
+    folder.interrupted = not os.path.lexists(out / "result.json") and os.path.lexists(out / "run.json")
     for part, name, read in (
-        ("result", "result.json", read_result),
+        ("result", "run.json" if folder.interrupted else "result.json", read_result),
         ("series", "metrics.csv", read_metrics),
         ("samples", "samples.txt", read_text),
     ):
@@ -72,7 +80,7 @@ def read_run(folder: Folder, out: Path) -> None:
         except FileNotFoundError:
             continue
         except (OSError, ValueError, RecursionError) as error:
-            folder.problems.append(f"out/{name} cannot be read: {visible(str(error))[:200]}")
+            folder.problems.append(f"out/{name} cannot be read: {reason(error)}")
     names = os.listdir(out) if out.is_dir() and not out.is_symlink() else []
     for name in sorted(names, key=lambda name: (name != "loss.png", name)):
         if not name.lower().endswith((".png", ".jpg", ".jpeg")):
@@ -84,7 +92,12 @@ def read_run(folder: Folder, out: Path) -> None:
         except StopIteration:
             folder.problems.append(f"out/{visible(name)} is not shown: it is neither a PNG nor a JPEG picture")
         except (OSError, ValueError) as error:
-            folder.problems.append(f"out/{visible(name)} is not shown: {error}")
+            folder.problems.append(f"out/{visible(name)} is not shown: {reason(error)}")
+
+
+def reason(error: Exception) -> str:
+    """Return why a file cannot be read, without its path on this machine, which is nobody else's business."""
+    return visible(getattr(error, "strerror", None) or str(error))[:SHOWN]
 
 
 def read_bytes(path: Path, most: int) -> bytes:
@@ -108,8 +121,8 @@ def read_text(path: Path, most: int = MAX_TEXT) -> str:
 
 
 def read_result(path: Path) -> dict:
-    """Return result.json. Raises ValueError where it is not the object that `Run.finish` writes."""
-    result = json.loads(read_bytes(path, MAX_TEXT))
+    """Return result.json, or run.json. Raises ValueError where it is not the object that `Run` writes."""
+    result = json.loads(read_bytes(path, MAX_TEXT), object_pairs_hook=visible_pairs)
     if not isinstance(result, dict):
         raise ValueError("it is no JSON object")
     for name in ("config", "metrics", "baselines", "versions"):
@@ -119,9 +132,14 @@ def read_result(path: Path) -> dict:
         bad = next((key for key, value in result[name].items() if not is_number(value)), None)
         if bad is not None:
             raise ValueError(f'"{bad[:50]}" in "{name}" is no finite number')
-    if not result["metrics"]:
+    if not result["metrics"] and path.name != "run.json":
         raise ValueError('it has no "metrics"')
     return result
+
+
+def visible_pairs(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Return an object of a JSON file with all its names and texts made visible."""
+    return {visible(k)[:SHOWN]: visible(v) if isinstance(v, str) else v for k, v in pairs}
 
 
 def is_number(value) -> bool:
@@ -131,17 +149,17 @@ def is_number(value) -> bool:
 
 def read_metrics(path: Path) -> dict[tuple[str, str], list[tuple[int, float]]]:
     """Return the values of metrics.csv. Raises ValueError at the first line that is not `step,split,metric,value`."""
-    lines = read_bytes(path, MAX_CSV).decode("utf-8", errors="replace").splitlines()
-    if not lines or lines[0] != "step,split,metric,value":
+    lines = io.TextIOWrapper(io.BytesIO(read_bytes(path, MAX_CSV)), "utf-8", errors="replace")
+    if lines.readline(MAX_ROW).rstrip("\n") != "step,split,metric,value":
         raise ValueError('its first line is not "step,split,metric,value"')
     series: dict[tuple[str, str], list[tuple[int, float]]] = {}
-    for number, row in enumerate(csv.reader(lines[1:]), 2):
+    for number, line in enumerate(iter(lambda: lines.readline(MAX_ROW), ""), 2):
         try:
-            step, split, metric, value = row
-            series.setdefault((visible(split), visible(metric)), []).append((int(step), float(value)))
+            step, split, metric, value = line.split(",")  # Run quotes nothing
+            series.setdefault((split, metric), []).append((int(step), float(value)))
         except ValueError:
             raise ValueError(f'its line {number} is not "step,split,metric,value" with two numbers') from None
-    return series
+    return {(visible(split), visible(metric)): points for (split, metric), points in series.items()}
 
 
 def list_files(folder: Folder) -> None:
@@ -149,6 +167,13 @@ def list_files(folder: Folder) -> None:
     for parent, folders, names in os.walk(folder.path):
         names += [name for name in folders if name.startswith(".") or (Path(parent) / name).is_symlink()]
         folders[:] = sorted(name for name in folders if name not in names and name != "__pycache__")
+        inside = Path(parent).relative_to(folder.path)
+        if inside == Path("out"):
+            folders[:] = [name for name in folders if name != "dry_run"]  # no run that anybody wants to see
+        if folders and len(inside.parts) == MAX_DEPTH:
+            folders.clear()
+            if TOO_DEEP not in folder.problems:
+                folder.problems.append(TOO_DEEP)
         for name in sorted(name for name in names if name != ".lock"):  # a run's own, and empty
             path = Path(parent) / name
             info = path.lstat()
@@ -159,12 +184,23 @@ def list_files(folder: Folder) -> None:
                 why = "a link"
             elif not stat.S_ISREG(info.st_mode):
                 why = "not a plain file"
+            elif name.endswith(".tmp"):
+                why = "not whole: what wrote it was stopped"
+            elif not is_portable(path.relative_to(folder.path)):
+                why = "its name means something else on Windows"
+            elif not os.access(path, os.R_OK):
+                why = "cannot be read"
             elif info.st_size > MAX_FILE:
                 why = f"more than {size(MAX_FILE)}"
             elif len(folder.files) >= MAX_FILES:
                 folder.problems.append(f"the folder has more than {MAX_FILES} files; the others are left out")
                 return
             folder.files.append((path.relative_to(folder.path).as_posix(), info.st_size, why))
+
+
+def is_portable(path: Path) -> bool:
+    """Return whether a relative path means the same everywhere; "C:evil" and "CON" do not."""
+    return bool(path.parts) and not any(NOT_PORTABLE.search(name) or visible(name) != name for name in path.parts)
 
 
 def size(count: int) -> str:

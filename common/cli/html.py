@@ -4,13 +4,13 @@ import base64
 import hashlib
 from pathlib import Path
 
+from common.cli.diff import compare, stretches, words
+
 import jinja2
 from markupsafe import Markup
 from pygments import highlight
 from pygments.formatters.html import HtmlFormatter
 from pygments.lexers.python import PythonLexer
-
-from common.cli.diff import compare, stretches, words
 
 TEMPLATES = Path(__file__).parent / "templates"
 STYLE = Markup((TEMPLATES / "style.css").read_text(encoding="utf-8"))

@@ -24,6 +24,10 @@ class Finding:
 
 def judge(exercise: Exercise, folder: Folder) -> list[Finding]:
     """Return what is to be said about the run in a folder; nothing where there was none."""
+    if folder.interrupted:
+        text = "the run was interrupted, or goes on still: there are no final figures"
+        hint = "run it again" + ", with --resume" * ("resume" in folder.result.get("config", {}))
+        return [Finding("short", text, hint), *first_loss(folder), *last_losses(folder)]
     figures, config = expected(exercise) if folder.result else [], folder.result.get("config", {})
     other = [
         f"--{name} {value}"

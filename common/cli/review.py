@@ -9,14 +9,14 @@ from pathlib import Path
 from common import UserError
 from common.cli.course import find, train_py
 from common.cli.diff import COUNTED, stat
-from common.cli.folder import Folder, read_folder, size, visible
+from common.cli.folder import SHOWN, Folder, is_portable, read_folder, size, visible
 from common.cli.html import code_lines, data_uri, diff_parts, render
 from common.cli.judge import judge
 from common.curriculum import ROOT, Exercise
 
 SAMPLE = 6000  # characters of samples.txt that are shown, the last ones
 RUN = ("seed", "seconds", "device", "date")  # what is shown of result.json beside its tables
-SHOWN = 200  # characters of a value
+ROWS = 100  # of a table
 
 
 def write_review(exercise: Exercise, path: Path | None, html: Path, with_folder: bool) -> Path:
@@ -34,9 +34,10 @@ def write_review(exercise: Exercise, path: Path | None, html: Path, with_folder:
             return target
         with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as archive:
             archive.writestr(html.name, page)
+            root = folder.path.name if is_portable(Path(folder.path.name)) else exercise.folder
             for name, _, why in folder.files:
                 if not why and (folder.path / name).resolve() != target.resolve():
-                    archive.write(folder.path / name, visible(f"{folder.path.name}/{name}"))
+                    archive.write(folder.path / name, f"{root}/{name}")
     except OSError as error:
         raise UserError(f"cannot write {target} ({error.strerror or error}): name another with --html FILE") from None
     return target
@@ -65,6 +66,7 @@ def review_page(exercise: Exercise, folder: Folder, with_folder: bool = False) -
         "review.html",
         exercise=exercise,
         folder_name=visible(folder.path.name),
+        own=own,
         findings=judge(exercise, folder),
         result=result,
         problems=folder.problems,
@@ -92,8 +94,8 @@ def compared(path: Path, old: str, folder: Folder, budget: int | None = None) ->
 
 
 def pairs(result: dict, name: str) -> list[tuple[str, object]]:
-    """Return the entries of one part of result.json, with names that can be shown."""
-    return [(visible(key)[:SHOWN], value) for key, value in result.get(name, {}).items()]
+    """Return the entries of one part of result.json."""
+    return list(result.get(name, {}).items())[:ROWS]
 
 
 def shown(value: object) -> str:
@@ -122,8 +124,8 @@ def history(folder: Folder) -> list[tuple[str, str, bool]]:
     for (split, metric), points in folder.series.items():
         values = [value for _, value in points]
         text = f"{values[0]:.4g} to {values[-1]:.4g}, between {min(values):.4g} and {max(values):.4g}"
-        rows.append((f"{split} {metric}", text, False))
-    return rows[:50]
+        rows.append((f"{split} {metric}"[:SHOWN], text, False))
+    return rows[:ROWS]
 
 
 def committed(exercise: Exercise) -> str | None:

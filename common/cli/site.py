@@ -6,15 +6,15 @@ from html import escape
 from pathlib import Path
 from urllib.parse import unquote
 
-from latex2mathml.converter import convert
-from markdown_it import MarkdownIt
-from markupsafe import Markup
-
 from common import UserError
 from common.cli.course import built, find, train_py, walk
 from common.cli.diff import COUNTED, stat
 from common.cli.html import STYLE, code_lines, diff_parts, render
 from common.curriculum import EXERCISES, ROOT, Exercise
+
+from latex2mathml.converter import convert
+from markdown_it import MarkdownIt
+from markupsafe import Markup
 
 PAGES = Path(__file__).parent / "pages"
 MATHS = re.compile(r"\$\$(.+?)\$\$|\$(?!\s)([^$]+?)(?<!\s)\$", re.DOTALL)
@@ -115,12 +115,14 @@ def maths_rule(state, silent: bool) -> bool:
 def to_mathml(latex: str, block: bool) -> str:
     """Return a formula as MathML, one of a block in parts that may stand below each other where the page is narrow.
 
-    What cannot be converted is shown as it was written.
+    What cannot be converted is shown as it was written, and so are links, which may lead to scripts.
     """
     parts = latex.split(r"\qquad") if block else [latex]
     if any(part.count("{") != part.count("}") for part in parts):
         parts = [latex]
     try:
+        if r"\href" in latex:
+            raise ValueError
         # latex2mathml escapes nothing within \text{}: without < and > no tag can come out of it.
         parts = [part.replace("<", r"\lt ").replace(">", r"\gt ") for part in parts]
         maths = "".join(convert(part, display="block" if block else "inline") for part in parts)

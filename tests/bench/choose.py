@@ -18,10 +18,10 @@ import numpy as np
 import tyro
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from helpers import load
-
 from common import UserError, data
-from common.record import clean_exit
+from common.program import clean_exit
+
+from helpers import load
 
 
 @dataclass

@@ -16,9 +16,9 @@ from pathlib import Path
 import tyro
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from helpers import load
+from common.program import clean_exit
 
-from common.record import clean_exit
+from helpers import load
 
 DISCOUNTS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
 

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
 
+from common import data, imagenet
+from common.program import clean_exit
+
 import numpy as np
 import tyro
 from PIL import Image
-
-from common import data, imagenet
-from common.record import clean_exit
 
 
 @dataclass

@@ -23,9 +23,9 @@ import tyro
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from helpers import load
+from common.program import clean_exit
 
-from common.record import clean_exit
+from helpers import load
 
 
 @dataclass

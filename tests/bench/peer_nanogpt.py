@@ -25,10 +25,10 @@ import torch
 import tyro
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from helpers import load, read_metrics, train_py
-
 from common import data
-from common.record import clean_exit
+from common.program import clean_exit
+
+from helpers import load, read_metrics, train_py
 
 LAPTOP = (
     "--device=cpu --compile=False --eval_iters=20 --log_interval=1 --block_size=64 --batch_size=12 --n_layer=4 "
@@ -115,6 +115,7 @@ def ours(flags: list[str], target: float = 0.0) -> dict:
     """Train exercise 16; return milliseconds an iteration, losses, seconds in all and to the target, its speed line."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
+        wrote = out / "dry_run" if "--dry-run" in flags else out
         start = time.perf_counter()
         process = subprocess.Popen(
             [sys.executable, "-u", train_py(16), "--out", out, *flags], stdout=subprocess.PIPE, text=True
@@ -122,13 +123,13 @@ def ours(flags: list[str], target: float = 0.0) -> dict:
         reached, speed = None, ""
         for line in process.stdout:  # a sample is printed when the row before it is in metrics.csv
             sampled = line.startswith("--- step ") and reached is None
-            if sampled and list(read_metrics(out)["validation", "loss"].values())[-1] <= target:
+            if sampled and list(read_metrics(wrote)["validation", "loss"].values())[-1] <= target:
                 reached = time.perf_counter() - start
             speed = line.strip() if line.startswith("speed: ") else speed
         if process.wait():
             raise RuntimeError(f"exercise 16 ended with code {process.returncode}")
         seconds = time.perf_counter() - start
-        losses = list(read_metrics(out)["validation", "loss"].values())
+        losses = list(read_metrics(wrote)["validation", "loss"].values())
         ms = float(re.search(r"step_ms=(\S+)", line)[1])
         return {"ms": ms, "losses": losses, "seconds": seconds, "reached": reached, "speed": speed}
 

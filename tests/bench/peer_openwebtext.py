@@ -32,10 +32,10 @@ import tyro
 from tyro.conf import Positional
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from helpers import load, load_beside, read_metrics
-
 from common import data, openwebtext
-from common.record import clean_exit, torch_device
+from common.program import clean_exit, torch_device
+
+from helpers import load, load_beside, read_metrics
 
 
 @dataclass
@@ -156,7 +156,7 @@ def their_losses(checkout: Path, ex, config, same_rate: bool) -> list[float]:
     torch.manual_seed(config.seed)
     device = torch_device(config.device)
     ours = ex.Transformer(config, ex.VOCAB_SIZE)
-    bfloat16 = config.bfloat16 and ex.torch_run.has_bfloat16(device)
+    bfloat16 = config.bfloat16 and ex.speed.has_bfloat16(device)
     model = their_model(checkout, config, ours).to(device)
     with contextlib.redirect_stdout(io.StringIO()):
         optimizer = model.configure_optimizers(config.weight_decay, config.learning_rate, (0.9, 0.95), device.type)
@@ -192,7 +192,7 @@ def losses(checkout: Path | None, args: list[str], same_rate: bool = False) -> N
         config = tyro.cli(ex.Config, default=default, args=[*args, "--out", out])
         with contextlib.redirect_stdout(io.StringIO()):
             ex.main(config)
-        ours = np.array(list(read_metrics(Path(out))["train", "loss"].values()))
+        ours = np.array(list(read_metrics(Path(out) / ("dry_run" if config.dry_run else ""))["train", "loss"].values()))
     theirs = np.array(their_losses(checkout, ex, config, same_rate)) if checkout else ours
     words = config.batch_size * config.block_size
     print(f"{len(ours)} steps of {words} tokens, the same weights and batches; {torch_device(config.device)}")
@@ -213,7 +213,7 @@ def step() -> None:
         for size in (4, 8, 16):
             torch._dynamo.reset()
             model = ex.Transformer(config, ex.VOCAB_SIZE)
-            model.bfloat16 = config.bfloat16 and ex.torch_run.has_bfloat16(words.device)
+            model.bfloat16 = config.bfloat16 and ex.speed.has_bfloat16(words.device)
             (optimizer,), fast = ex.make_optimizers(config, model), torch.compile(model) if compiled else model
             times = []
             for _ in range(26):

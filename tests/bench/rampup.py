@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from helpers import BUILT, train_py
-
 from common.curriculum import ROOT
+
+from helpers import BUILT, train_py
 
 LIMITS = {"diff": 1, "review": 3, "site": 20}  # seconds
 RUNS = 5

@@ -18,10 +18,10 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
+from common.program import clean_exit
+
 from helpers import machine
 from peer_nanogpt import HEAD, least_statistic, ours, prepare, row, their_loss, theirs
-
-from common.record import clean_exit
 
 CANDIDATES = (  # flags beside --preset best, which has dropout 0.4 and 3,000 steps
     "",

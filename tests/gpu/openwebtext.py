@@ -23,11 +23,11 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
+from common import data, openwebtext
+from common.program import clean_exit
+
 from helpers import machine, train_py
 from peer_openwebtext import losses
-
-from common import data, openwebtext
-from common.record import clean_exit
 
 TOKENS = 480 * 1024  # of a step
 

@@ -25,10 +25,10 @@ import numpy as np
 import tyro
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from helpers import load, train_py
-
 from common.data import data_dir
-from common.record import clean_exit, jax_device
+from common.program import clean_exit, jax_device
+
+from helpers import load, train_py
 
 TARGETS = {  # of exercise 14: what is asked, and the flags for it
     "99.0 % in 0.2 s": "--steps 360 --eval-every 360 --rotate 0 --scale 0 --shear 0",
@@ -67,7 +67,7 @@ def targets(config):
         with tempfile.TemporaryDirectory() as out:
             command = [sys.executable, train_py(14), "--seeds", str(config.seeds), "--out", out, *flags.split()]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-            result = json.loads((Path(out) / "result.json").read_text())
+            result = json.loads((Path(out) / ("dry_run" if config.dry_run else "") / "result.json").read_text())
         accuracy, seconds = (np.array(result["finals"][key]) for key in ("test_accuracy", "train_seconds"))
         print(
             f"| {name} | {100 * accuracy.mean():.3f} ± {100 * accuracy.std(ddof=1):.3f} % "
@@ -189,7 +189,7 @@ def speed(config):
             environment = os.environ | ({} if config.data else {"RAMPUP_DATA": str(folder)})
             command = [sys.executable, train_py(15), *flags.split()]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
-            result = json.loads((folder / "out" / "result.json").read_text())
+            result = json.loads((folder / "out" / ("dry_run" if config.dry_run else "") / "result.json").read_text())
             rate = result["metrics"]["images_per_second"]
             alone = rate if "--dummy-data" in flags else alone
             hours = [f"{epochs * IMAGENET / rate / 3600:.1f} h" for epochs in (16, 90)]

@@ -1,8 +1,8 @@
 """MNIST as torchvision gives it: an image and its label at a time, the image through a transform."""
 
-from torch.utils.data import Dataset
-
 from common import data
+
+from torch.utils.data import Dataset
 
 
 class MNIST(Dataset):

@@ -1,0 +1,126 @@
+"""How a program starts and ends: the ranges of its flags, its device, and a clean exit, whatever ends it."""
+
+import errno
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from common import UserError
+
+import numpy as np
+
+LARGEST = float(np.finfo(np.float32).max)  # 3.4e38
+LARGEST_INT = 2**53  # every library takes it
+OUT_OF_MEMORY = ("out of memory", "allocate memory", "not enough memory", "size calculation overflowed", "is too big")
+NO_OUTPUT = (errno.EPIPE, errno.ENOSPC, errno.EIO)  # what a write to the screen, a pipe or a file can meet
+
+
+class Terminated(BaseException):
+    """SIGTERM came: a cluster wants the machine back, or `docker stop` or `kill` ends the program."""
+
+
+_sigterm = {"came": False, "asked for": False}
+
+
+def terminated() -> bool:
+    """Return whether SIGTERM has come.
+
+    Once a program has asked, SIGTERM no longer ends it at once: it saves what it has and raises Terminated itself.
+    """
+    _sigterm["asked for"] = True
+    return _sigterm["came"]
+
+
+def _on_sigterm(number, frame) -> None:
+    _sigterm["came"] = True
+    if not _sigterm["asked for"]:
+        raise Terminated
+
+
+@contextmanager
+def clean_exit() -> Iterator[None]:
+    """End the program with one sentence and exit code 1 where the user can mend it; with 130 on Ctrl-C, 143 on SIGTERM.
+
+    Where the output itself takes no more (a full disk), that is the sentence; where its reader has gone, none is said.
+    """
+    _sigterm.update({"came": False, "asked for": False})
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without "±" is no reason to stop
+    try:
+        try:
+            yield
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()  # here, where an error can still be told
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except (MemoryError, RuntimeError, ValueError) as error:  # torch's and JAX's own are RuntimeErrors, numpy's may be
+        if not isinstance(error, MemoryError) and not any(words in str(error).lower() for words in OUT_OF_MEMORY):
+            raise
+        reason = (str(error).splitlines() or ["no more is known"])[0]
+        sys.exit(f"error: out of memory ({reason}): lower the sizes, --batch-size first (or --micro-batch)")
+    except OSError as error:
+        if error.errno not in NO_OUTPUT or error.filename is not None:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in its buffer goes nowhere
+        sys.exit(1 if error.errno == errno.EPIPE else f"error: cannot write the output ({error.strerror}): make room")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Terminated:
+        sys.exit(143)
+
+
+def check_config(config, **ranges: float | tuple[float, float]) -> None:
+    """Raise ValueError, which the command line shows as one sentence, unless every number in the config is in range.
+
+    A number must be above 0 and fit into float32, a whole one below 2**53; a seed must not be negative. `ranges` gives
+    by name the least that another number may be, or the least and the most. A path must not be empty.
+    """
+    for name, value in vars(config).items():
+        flag = "--" + name.replace("_", "-")
+        if name == "out" and not value.name and not value.anchor:  # Path("") is the working directory's
+            raise ValueError(f'{flag} is empty: name a folder, "$PWD" for the one that you are in')
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        least = {"seed": 0, **ranges}.get(name)
+        most = LARGEST_INT if isinstance(value, int) else LARGEST
+        if isinstance(least, tuple):
+            least, most = least
+        if least is None and not 0 < value <= most:
+            raise ValueError(f"{flag} must be above 0 and at most {most:.2g}, not {value}")
+        if least is not None and not least <= value <= most:
+            raise ValueError(f"{flag} must be at least {least} and at most {most:.2g}, not {value}")
+
+
+def torch_device(name: str):
+    """Return the torch.device that a --device flag names; "auto" is the GPU where there is one.
+
+    Raises UserError where this machine has no such device.
+    """
+    import torch
+
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(device for device in present if present[device])
+    if not present[name]:
+        raise UserError(f"--device {name}: torch finds no such device on this machine; use --device cpu, or auto")
+    return torch.device(name)
+
+
+def jax_device(name: str):
+    """Return the JAX device that a --device flag names; "auto" is the GPU where there is one.
+
+    Raises UserError where JAX finds no such device, for want of the device or of its CUDA plugin.
+    """
+    import jax
+
+    try:
+        return jax.devices(None if name == "auto" else name)[0]
+    except RuntimeError:
+        raise UserError(
+            f'--device {name}: JAX finds no such device on this machine (its CUDA plugin: pip install -e ".[cuda]"); '
+            "use --device cpu, or auto"
+        ) from None

@@ -1,0 +1,77 @@
+"""How fast a training is: tokens per second, MFU, what the chip can do, and a compiled model where there can be one."""
+
+import sys
+import time
+
+PEAKS = {  # TFLOP/s of dense bfloat16 matrix products, from NVIDIA's data sheets, by a part of the GPU's name
+    **{"B200": 2250, "H200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "A100": 312},
+    **{"L40S": 362, "L40": 181, "L4": 121, "RTX 4090": 165, "RTX 3090": 71},
+}
+
+
+def has_bfloat16(device) -> bool:
+    """Return whether the device itself multiplies matrices of bfloat16, which others only imitate, slowly."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+
+
+def compiled(model, loss_of):
+    """Return the model compiled, or as it is, with one line that says why, where this machine cannot do that.
+
+    `loss_of` returns of a model a loss like those of the training. The compiled model is tried with one, which leaves
+    nothing behind.
+    """
+    import torch
+
+    fast = torch.compile(model)
+    device = next(model.parameters()).device
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):  # dropout's draws here do not count
+            loss_of(fast).backward()
+    except torch.OutOfMemoryError:
+        raise  # it would not fit uncompiled either
+    except Exception as error:  # no C++ compiler, a GPU that Triton does not know, and many more
+        print(f"not compiled, so slower ({(str(error).strip() or repr(error)).splitlines()[0]})", file=sys.stderr)
+        fast = model
+    model.zero_grad()
+    return fast
+
+
+def clock(device) -> float:
+    """Return the time in seconds when the device has done all that it was asked to."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def describe(words_per_second: float, flops_per_word: int, device, devices: int = 1) -> str:
+    """Return in words how fast a training was, and its MFU: the share of the GPUs' peak that it put to use."""
+    name, peak = chip(device)
+    rate = words_per_second * flops_per_word / 1e12
+    mfu = f"{rate / peak / devices:.1%} of {peak} TFLOP/s" if peak else "unknown chip"
+    name = name if devices == 1 else f"{devices} × {name}"
+    return f"speed: {words_per_second:,.0f} words/s, {rate:.3g} TFLOP/s; MFU: {mfu} ({name})"
+
+
+def progress(steps: int, left: int, words: int, seconds: float, flops_per_word: int, device, devices: int = 1) -> dict:
+    """Return what the progress line says of a training's speed after so many steps of so many words and seconds."""
+    import torch
+
+    rate = steps * words / seconds
+    _, peak = chip(device)
+    shown = {"words/s": rate, "hours left": left * words / rate / 3600}
+    shown |= {"MFU %": rate * flops_per_word / 1e10 / peak / devices} if peak else {}
+    return shown | ({"GB": torch.cuda.max_memory_allocated() / 1e9} if device.type == "cuda" else {})
+
+
+def chip(device) -> tuple[str, int | None]:
+    """Return the name of a device, and its peak in TFLOP/s where PEAKS has it."""
+    import torch
+
+    name = torch.cuda.get_device_name() if device.type == "cuda" else f"a {device.type}"
+    return name, next((peak for part, peak in PEAKS.items() if part in name), None)
