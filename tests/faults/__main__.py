@@ -15,10 +15,10 @@ from datetime import date
 from pathlib import Path
 from typing import Literal
 
-import tyro
-
 from common import data
 from tests.faults.programs import Case
+
+import tyro
 
 FOLDER = Path(tempfile.mkdtemp(prefix="faults-"))  # of all that the campaign writes
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(FOLDER / "compiled")  # what one process has compiled, the next need not

@@ -14,14 +14,14 @@ from tests.faults.programs import Case, end, exercise, file_operations, run, sta
 from tests.helpers import train_py
 
 WRITTEN = {  # by exercise and folder, how the names of the files begin that it writes there; "" is --out
-    (15, ""): ("metrics", "checkpoint", "result", "loss"),
-    (16, ""): ("metrics", "samples", "best", "checkpoint", "result", "loss"),
+    (15, ""): ("run", "metrics", "checkpoint", "result", "loss"),
+    (16, ""): ("run", "metrics", "samples", "best", "checkpoint", "result", "loss"),
     (15, "imagenet"): ("train-00000.jpegs", "train-00000.json", "val-00000.jpegs", "set"),
     (17, "openwebtext"): ("train", "val", "tokens"),
 }
 SHORT = {(15, ""): ("checkpoint",), (15, "imagenet"): ("train-00000.jpegs", "set"), (17, "openwebtext"): ("train",)}
-LINKS = ("metrics.csv", "samples.txt", "loss.png", *(f"{name}.tmp" for name in ("best", "checkpoint", "result")))
-LINKS += ("best.pt.tmp", "checkpoint.pt.tmp", "result.json.tmp", "best.pt", "checkpoint.pt", "result.json")
+LINKS = [f"{name}{end}" for name in ("best.pt", "checkpoint.pt", "result.json", "run.json") for end in ("", ".tmp")]
+LINKS += ["metrics.csv", "samples.txt", "loss.png", "best.tmp", "checkpoint.tmp", "result.tmp"]
 CLAIMS = ("is whole", "is kept", "stays", "is in ", "go on with")  # what may not be said of files that are gone
 
 

@@ -16,7 +16,7 @@ from random import Random
 from urllib.parse import quote, unquote
 
 from common import data
-from common.record import clean_exit
+from common.program import clean_exit
 from tests.faults.programs import Case, end, kill, start, too_much_memory, wrong_end
 
 FLOOD = 60 * 2**20  # bytes after which the server stops: nobody needs to have waited for so many

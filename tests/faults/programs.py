@@ -161,6 +161,8 @@ def wrong_end(ended: Ended, codes: tuple[int, ...]) -> str:
     last = (ended.text.strip().splitlines() or ["it says nothing"])[-1][-160:]
     if ended.code is None:
         return f"hung ({last})"
+    if "Exception ignored" in ended.text:
+        return f"an exception was ignored ({last})"
     if "Traceback" in ended.text:
         return f"traceback ({last})"
     if ended.code not in codes:

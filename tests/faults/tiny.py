@@ -4,11 +4,11 @@ import json
 import os
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
 from common import data
 from tests.faults.programs import Case, exercise, run, wrong_end
+
+import numpy as np
+from PIL import Image
 
 NET = ["--block-size", 16, "--layers", 1, "--heads", 2, "--channels", 8, "--batch-size", 4, "--sample-words", 3]
 STEPS, EVERY = 20, 5

@@ -10,7 +10,7 @@ from random import Random
 from signal import SIGCONT, SIGINT, SIGKILL, SIGSTOP, SIGTERM
 
 from common import imagenet, openwebtext
-from common.record import clean_exit
+from common.program import clean_exit
 from tests.faults import tiny
 from tests.faults.programs import Case, end, exercise, kill, run, start, wait_for, wrong_end
 
@@ -20,7 +20,7 @@ def cases(full: bool, rng: Random, folder: Path) -> Iterator[Case]:
     import datasets  # noqa: F401, for the programs that are forked from here
     import torch  # noqa: F401
 
-    openwebtext.DOCUMENTS, imagenet.SHARD = 4, 4  # so that there is something between the beginning and the end
+    openwebtext.DOCUMENTS = openwebtext.NOTED = imagenet.SHARD = 4  # so that there is a beginning and an end
     flags, prepared = tiny.inputs(folder), Path(os.environ["RAMPUP_DATA"])
     works = {
         "openwebtext": (partial(openwebtext.read, folder / "docs.txt"), ("*.bin", "tokens.json")),
