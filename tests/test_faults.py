@@ -3,9 +3,9 @@
 import subprocess
 import sys
 
-import pytest
-
 from common.curriculum import ROOT
+
+import pytest
 
 
 @pytest.mark.parametrize("part", ["kill", "disk", "network", "files", "hostile", "together", "repeat"])

@@ -11,6 +11,6 @@ Each part is a module with a function `cases(full, rng, folder)`, which yields a
 import os
 
 # Before torch and JAX are imported: one thread gives the same numbers every time, and is what a forked program can
-# take over. torchrun would else keep the addresses of processes that it has buried (common/torch_run.py).
+# take over. torchrun would else keep the addresses of processes that it has buried (common/distributed.py).
 os.environ |= {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 os.environ |= {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
