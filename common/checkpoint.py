@@ -10,6 +10,7 @@ import os
 import pickle
 import struct
 import sys
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -26,7 +27,15 @@ RUN_ID = os.environ.get("TORCHELASTIC_RUN_ID", "none")  # torchrun's --rdzv-id; 
 SHAPE = ("layers", "heads", "channels", "block_size", "bias", "muon")  # flags that fit a checkpoint, or not
 MOMENTS = {"AdamW": {"step", "exp_avg", "exp_avg_sq"}, "Muon": {"momentum_buffer"}}  # that an optimizer keeps
 WRONG = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError, EOFError, OSError)
-DAMAGED = (*WRONG, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, struct.error, NotImplementedError)
+DAMAGED = (
+    *WRONG,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    SyntaxError,
+    tokenize.TokenError,
+)
 
 
 @contextmanager

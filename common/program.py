@@ -2,10 +2,13 @@
 
 import errno
 import os
+import re
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 
 from common import UserError
 
@@ -50,10 +53,16 @@ def clean_exit() -> Iterator[None]:
     signal.signal(signal.SIGTERM, _on_sigterm)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal without "±" is no reason to stop
+    if shutil.get_terminal_size().columns < 40:
+        os.environ["COLUMNS"] = "40"  # in fewer than 8 tyro's --help never ends
     code, message = 0, ""
     try:
         try:
             yield
+        except SystemExit as end:
+            if end.code == 2:  # tyro has refused a flag, and said so
+                print(_spelling(sys.argv[1:]), end="", file=sys.stderr)
+            raise
         finally:
             if sys.stdout is not None:
                 sys.stdout.flush()  # here, where an error can still be told
@@ -79,6 +88,17 @@ def clean_exit() -> Iterator[None]:
         print(message, file=sys.stderr)
     if code:
         sys.exit(code)
+
+
+def _spelling(arguments: list[str]) -> str:
+    """Return how to write what a command line of today takes in another form only."""
+    for flag, value in pairwise([*arguments, ""]):
+        name, _, given = flag.partition("=")
+        if name.startswith("--") and (given or value).lower() in ("true", "false"):
+            return f"write {name} for yes, and --no-{name[2:]} for no\n"
+        if flag.startswith("--") and not given and re.match("-[^-0-9.]", value):
+            return f"write a value that begins with - behind an equals sign: {flag}={value}\n"
+    return ""
 
 
 def exit_code() -> int:

@@ -339,6 +339,24 @@ def test_empty_out_is_refused(number, capsys):
     assert "--out is empty: name a folder" in " ".join(capsys.readouterr().err.replace("│", " ").split())
 
 
+@pytest.mark.parametrize(
+    ("flags", "hint"),
+    [
+        (("--prompt", "-JULIET"), "behind an equals sign: --prompt=-JULIET"),
+        (("--compile=False",), "write --compile for yes, and --no-compile for no"),
+        (("--compile", "true"), "write --compile for yes, and --no-compile for no"),
+    ],
+)
+def test_spelling_of_a_flag(flags, hint, tmp_path):
+    one_sentence(run(16, *flags, "--dry-run", "--out", tmp_path), hint)
+
+
+def test_help_on_a_screen_of_two_columns():
+    result = run(1, "--help", env=os.environ | {"COLUMNS": "2"})
+    assert result.returncode == 0
+    assert "--learning-rate" in result.stdout
+
+
 def test_profiled_run_knows_its_exercise(tmp_path):
     command = [
         sys.executable,

@@ -1,6 +1,5 @@
 """The command line of `rampup`, one function a command."""
 
-import errno
 import os
 import shutil
 import sys
@@ -11,6 +10,7 @@ from typing import Annotated
 from common import UserError, cli
 from common.cli import course
 from common.cli.folder import read_result, visible
+from common.program import clean_exit
 
 import tyro
 from rich.console import Console
@@ -19,7 +19,6 @@ from tyro.extras import SubcommandApp
 
 # The other modules are imported by the commands that need them, so that each starts at once.
 
-NO_OUTPUT = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # why a print fails
 
 app = SubcommandApp()
 console = Console(highlight=False, soft_wrap=True)
@@ -163,21 +162,5 @@ def main() -> None:
     """Run the command line; what the user can mend ends it with one sentence and exit code 1."""
     if sys.stdout is None:  # closed, by `>&-` for instance
         sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
-    sys.stdout.reconfigure(errors="replace")  # a terminal without "→" is no reason to stop
-    if shutil.get_terminal_size().columns < 40:
-        os.environ["COLUMNS"] = "40"  # in fewer than 8 tyro's --help never ends
-    try:
-        try:
-            app.cli(prog="rampup", description=cli.__doc__, config=(tyro.conf.FlagCreatePairsOff,))
-        finally:
-            sys.stdout.flush()  # while it can still be said that this fails
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except OSError as error:
-        if error.filename is not None or error.errno not in NO_OUTPUT:
-            raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or what is left would fail once more
-        gone = isinstance(error, BrokenPipeError)  # whoever read our output, `| head` for instance
-        sys.exit(1 if gone else f"error: cannot write the output ({error.strerror}): make room, or send it elsewhere")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    with clean_exit():
+        app.cli(prog="rampup", description=cli.__doc__, config=(tyro.conf.FlagCreatePairsOff,))

@@ -46,6 +46,7 @@ def main(flags: Flags) -> int:
     try:
         for part in [part for part in Part.__args__ if part in (flags.parts or Part.__args__)]:
             folder, since = FOLDER / part, time.monotonic()
+            os.environ["RAMPUP_DATA"] = str(FOLDER / "data")  # a part may have had a folder of its own
             folder.mkdir()
             cases = importlib.import_module(f"tests.faults.{part}").cases
             for case in cases(flags.full, random.Random(f"{part} {flags.seed}"), folder):
