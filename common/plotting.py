@@ -22,15 +22,30 @@ CLASSES = ("#4878a8", "#e8963a", "#5a9e6f", "#b05fa3", "#8c6d4f", "#d1495b", "#6
 LABELS = {"all": "all samples", "test": "test set", "validation": "validation set"}
 
 
+def draw(outs: Positional[tuple[Path, ...]], picture: Path | None = None) -> None:
+    """Draw the loss.png of each run, finished or not, in its folder; or, with --picture, all of them side by side.
+
+    For the command line: `python -m common.plotting OUT`. Raises UserError as the two functions that it calls do.
+    """
+    if picture is not None:
+        plot_runs(outs, picture)
+    for out in outs if picture is None else ():
+        plot_loss(out, "")
+        print(out / "loss.png")
+
+
 def plot_loss(out: Path, unit: str, log: str = "") -> None:
     """Draw out/loss.png from out/metrics.csv and out/result.json: loss over steps and, where recorded, error rate.
 
-    `unit` names what the loss is measured in; `log` says which axes are logarithmic: "", "x", "y" or "xy". The training
+    Of a run that was cut off, out/run.json takes the place of result.json. `unit` names what the loss is measured in;
+    `log` says which axes are logarithmic: "", "x", "y" or "xy". The training
     loss of every batch is faint with a smoothed line over it, evaluations are points, the baselines are dashed lines.
-    Raises UserError where the picture cannot be written.
+    Raises UserError where there is no such run, or the picture cannot be written.
     """
-    series = _read_metrics(out / "metrics.csv")
-    result = _read_result(out)
+    try:
+        series, result = _read_metrics(out / "metrics.csv"), _read_result(out)
+    except FileNotFoundError as error:
+        raise UserError(f"there is no {error.filename}: name the --out of a run, finished or cut off") from None
     names = [name for name in ("loss", "accuracy") if any(name == metric for _, metric in series)]
     figure = Figure(figsize=(7 * len(names), 5), dpi=120, layout="constrained")
     for ax, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names):
@@ -40,7 +55,7 @@ def plot_loss(out: Path, unit: str, log: str = "") -> None:
         if name == "loss":
             _draw_baselines(ax, result["baselines"])
             _mark_overfitting(ax, series.get(("validation", "loss")))
-            ax.set_ylabel(f"loss ({unit})")
+            ax.set_ylabel(f"loss ({unit})" if unit else "loss")
             ax.set_yscale("log" if "y" in log else "linear")
         else:
             ax.set_ylabel("error (% of samples)")
@@ -235,11 +250,14 @@ def _title(result: dict, width: int) -> str:
 
 
 def _final(result: dict) -> str:
+    if "metrics" not in result:
+        return "not at its end"
     return ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in result["metrics"].items())
 
 
 def _read_result(out: Path) -> dict:
-    return json.loads((out / "result.json").read_text(encoding="utf-8"))
+    path = out / "result.json"
+    return json.loads((path if path.exists() else out / "run.json").read_text(encoding="utf-8"))
 
 
 def _read_metrics(path: Path) -> dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]:
@@ -268,4 +286,4 @@ if __name__ == "__main__":
     import tyro
 
     with clean_exit():
-        tyro.cli(plot_runs)
+        tyro.cli(draw)

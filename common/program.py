@@ -17,7 +17,7 @@ import numpy as np
 LARGEST = float(np.finfo(np.float32).max)  # 3.4e38
 LARGEST_INT = 2**53  # every library takes it
 OUT_OF_MEMORY = ("out of memory", "allocate memory", "not enough memory", "size calculation overflowed", "is too big")
-NO_OUTPUT = (errno.EPIPE, errno.ENOSPC, errno.EIO)  # what a write to the screen, a pipe or a file can meet
+NO_OUTPUT = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # why a print fails
 
 
 class Terminated(BaseException):

@@ -17,7 +17,7 @@ from common.curriculum import ROOT
 import numpy as np
 import pytest
 import tyro
-from helpers import BUILT, load, numbers, one_sentence, read_metrics, run, train_py
+from helpers import BUILT, cut_off, load, numbers, one_sentence, read_metrics, run, train_py
 
 
 @numbers
@@ -158,6 +158,18 @@ def test_ctrl_c(number, tmp_path):
     assert steps == list(range(len(steps)))
     assert not (tmp_path / "result.json").exists()
     assert json.loads((tmp_path / "run.json").read_bytes())["exercise"] == train_py(number).parent.name
+
+
+def test_an_interrupted_run_can_be_drawn(tmp_path):
+    with cut_off(20):
+        ex = load(7)
+        ex.main(ex.Config(out=tmp_path, device="cpu"))
+    command = [sys.executable, "-m", "common.plotting", tmp_path]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert result.stdout == f"{tmp_path / 'loss.png'}\n", result.stderr
+    assert (tmp_path / "loss.png").stat().st_size > 10_000
+    result = subprocess.run([*command[:3], tmp_path / "none"], capture_output=True, text=True, cwd=ROOT)
+    one_sentence(result, "there is no", "metrics.csv: name the --out of a run")
 
 
 @pytest.mark.parametrize("kibibytes", [7, 8])
