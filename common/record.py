@@ -217,7 +217,7 @@ class Run:
         """Append a text that a model wrote, its words given as numbers, to samples.txt, and print it.
 
         Over it stands the share of its runs of `length` words that the training words have too: a model that copies is
-        seen. Runs of the prompt alone do not count: the drawn words are the last `config.sample_words`. A vocabulary
+        seen. Runs of the prompt alone do not count: the drawn words are the last `config.max_new_tokens`. A vocabulary
         that begins with "<unk>" is one of words, which is left out of the text; others are of characters. Raises
         UserError where the disk takes no more.
         """
@@ -225,7 +225,7 @@ class Run:
         if not hasattr(self, "_training"):
             self._training = "".join(map(chr, np.asarray(training)))  # where a run of words is found fast
         words = [int(word) for word in words]
-        first = max(length, len(words) - self.config.sample_words + 1)  # of these runs ends before this word
+        first = max(length, len(words) - self.config.max_new_tokens + 1)  # of these runs ends before this word
         grams = [words[end - length : end] for end in range(first, len(words) + 1)]
         grams = ["".join(map(chr, gram)) for gram in grams if not (unknown and 0 in gram)]
         copied = sum(gram in self._training for gram in grams) / max(1, len(grams))

@@ -49,23 +49,25 @@ def clock(device) -> float:
     return time.perf_counter()
 
 
-def describe(words_per_second: float, flops_per_word: int, device, devices: int = 1) -> str:
+def describe(tokens_per_second: float, flops_per_token: int, device, devices: int = 1) -> str:
     """Return in words how fast a training was, and its MFU: the share of the GPUs' peak that it put to use."""
     name, peak = chip(device)
-    rate = words_per_second * flops_per_word / 1e12
+    rate = tokens_per_second * flops_per_token / 1e12
     mfu = f"{rate / peak / devices:.1%} of {peak} TFLOP/s" if peak else "unknown chip"
     name = name if devices == 1 else f"{devices} × {name}"
-    return f"speed: {words_per_second:,.0f} words/s, {rate:.3g} TFLOP/s; MFU: {mfu} ({name})"
+    return f"speed: {tokens_per_second:,.0f} tokens/s, {rate:.3g} TFLOP/s; MFU: {mfu} ({name})"
 
 
-def progress(steps: int, left: int, words: int, seconds: float, flops_per_word: int, device, devices: int = 1) -> dict:
-    """Return what the progress line says of a training's speed after so many steps of so many words and seconds."""
+def progress(
+    steps: int, left: int, tokens: int, seconds: float, flops_per_token: int, device, devices: int = 1
+) -> dict:
+    """Return what the progress line says of a training's speed after so many steps of so many tokens and seconds."""
     import torch
 
-    rate = steps * words / seconds
+    rate = steps * tokens / seconds
     _, peak = chip(device)
-    shown = {"words/s": rate, "hours left": left * words / rate / 3600}
-    shown |= {"MFU %": rate * flops_per_word / 1e10 / peak / devices} if peak else {}
+    shown = {"tokens/s": rate, "hours left": left * tokens / rate / 3600}
+    shown |= {"MFU %": rate * flops_per_token / 1e10 / peak / devices} if peak else {}
     return shown | ({"GB": torch.cuda.max_memory_allocated() / 1e9} if device.type == "cuda" else {})
 
 

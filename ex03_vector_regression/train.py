@@ -24,16 +24,16 @@ import tyro
 
 @dataclass
 class Config:
-    num_samples: int = 100_000  # size of the training set, N
-    num_features: int = 10  # numbers in an input, D
+    num_samples: int = 100_000  # number of training samples, N
+    num_features: int = 10  # features of an input, D
     noise: float = 0.1  # standard deviation of the noise on the targets
-    batch_size: int = 500  # samples per step, B
-    steps: int = 1_000  # updates of the parameters (200 of them see every sample once)
-    learning_rate: float = 0.1  # step size of SGD
+    batch_size: int = 500  # batch size: samples per step, B
+    steps: int = 1_000  # training steps (200 are an epoch, in which every sample is seen once)
+    learning_rate: float = 0.1  # learning rate (step size) of SGD
     eval_every: int = 10  # steps between two evaluations on all samples
-    seed: int = 0  # of everything that is drawn at random
-    out: Path = Path(__file__).parent / "out"  # folder for what the run writes
-    dry_run: bool = False  # three steps only, to see that everything works
+    seed: int = 0  # random seed
+    out: Path = Path(__file__).parent / "out"  # folder for the files that the run writes
+    dry_run: bool = False  # only three steps, to check that everything works
 
     def __post_init__(self):
         check_config(self, num_samples=2, num_features=2)  # less has no covariance matrix

@@ -28,19 +28,19 @@ from torch.utils.data import DataLoader, TensorDataset
 
 @dataclass
 class Config:
-    num_samples: int = 100_000  # size of the training set, N
-    num_features: int = 2  # numbers in an input, D
+    num_samples: int = 100_000  # number of training samples, N
+    num_features: int = 2  # features of an input, D
     num_classes: int = 3  # classes, K; up to D + 1 of them can be told apart
-    twist: float = 2.5  # how far the plane is wound up, in radians per unit of distance from its middle
-    layers: int = 3  # linear maps one after another; 1 is exercise 4's model
+    twist: float = 2.5  # twist of the spiral, in radians per unit of distance from its centre
+    layers: int = 3  # number of linear layers; 1 is exercise 4's model
     hidden: int = 64  # width of each hidden layer, C
-    batch_size: int = 500  # samples per step, B
-    steps: int = 5_000  # updates of the parameters (200 of them see every sample once)
-    learning_rate: float = 0.1  # step size of SGD
+    batch_size: int = 500  # batch size: samples per step, B
+    steps: int = 5_000  # training steps (200 are an epoch, in which every sample is seen once)
+    learning_rate: float = 0.1  # learning rate (step size) of SGD
     eval_every: int = 100  # steps between two evaluations on all samples
-    seed: int = 0  # of everything that is drawn at random
-    out: Path = Path(__file__).parent / "out"  # folder for what the run writes
-    dry_run: bool = False  # three steps only, to see that everything works
+    seed: int = 0  # random seed
+    out: Path = Path(__file__).parent / "out"  # folder for the files that the run writes
+    dry_run: bool = False  # only three steps, to check that everything works
 
     def __post_init__(self):
         check_config(self, num_samples=2, num_features=2, twist=0)  # less has no covariance matrix

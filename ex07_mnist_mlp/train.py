@@ -32,16 +32,16 @@ from torch.utils.data import DataLoader, TensorDataset
 
 @dataclass
 class Config:
-    layers: int = 3  # linear maps one after another
+    layers: int = 3  # number of linear layers
     hidden: int = 256  # width of each hidden layer, C
-    batch_size: int = 128  # images per step, B
-    steps: int = 9_360  # updates of the parameters (468 of them are an epoch: 20 epochs)
-    learning_rate: float = 0.2  # step size of SGD
+    batch_size: int = 128  # batch size: images per step, B
+    steps: int = 9_360  # training steps (468 are an epoch: 20 epochs)
+    learning_rate: float = 0.2  # learning rate (step size) of SGD
     eval_every: int = 100  # steps between two evaluations on the test set
-    seed: int = 0  # of everything that is drawn at random
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # where to compute; auto is a GPU where there is one
-    out: Path = Path(__file__).parent / "out"  # folder for what the run writes
-    dry_run: bool = False  # three steps only, to see that everything works
+    seed: int = 0  # random seed
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # device to compute on; auto is a GPU where there is one
+    out: Path = Path(__file__).parent / "out"  # folder for the files that the run writes
+    dry_run: bool = False  # only three steps, to check that everything works
 
     def __post_init__(self):
         check_config(self)

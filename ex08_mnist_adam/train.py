@@ -30,17 +30,17 @@ import tyro
 
 @dataclass
 class Config:
-    layers: int = 3  # linear maps one after another
+    layers: int = 3  # number of linear layers
     hidden: int = 256  # width of each hidden layer, C
-    batch_size: int = 128  # images per step, B
-    steps: int = 9_360  # updates of the parameters (468 of them are an epoch: 20 epochs)
-    optimizer: Literal["adam", "momentum", "sgd"] = "adam"  # what makes an update of a gradient
-    learning_rate: float = 0.002  # step size at the first step; it falls to 0 along a half cosine
+    batch_size: int = 128  # batch size: images per step, B
+    steps: int = 9_360  # training steps (468 are an epoch: 20 epochs)
+    optimizer: Literal["adam", "momentum", "sgd"] = "adam"  # which optimizer to use
+    learning_rate: float = 0.002  # learning rate at the first step; it decays to 0 along a half cosine
     eval_every: int = 100  # steps between two evaluations on the test set
-    seed: int = 0  # of everything that is drawn at random
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # where to compute; auto is a GPU where there is one
-    out: Path = Path(__file__).parent / "out"  # folder for what the run writes
-    dry_run: bool = False  # three steps only, to see that everything works
+    seed: int = 0  # random seed
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # device to compute on; auto is a GPU where there is one
+    out: Path = Path(__file__).parent / "out"  # folder for the files that the run writes
+    dry_run: bool = False  # only three steps, to check that everything works
 
     def __post_init__(self):
         check_config(self)

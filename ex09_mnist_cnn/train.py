@@ -30,19 +30,19 @@ import tyro
 
 @dataclass
 class Config:
-    layers: int = 2  # convolutions; each halves height and width, and all but the first double the channels
-    channels: int = 32  # of the first convolution, C
-    hidden: int = 128  # width of the dense layer behind the convolutions
-    dropout: float = 0.5  # share of the convolutions' features that is set to 0 in training
-    batch_size: int = 128  # images per step, B
-    steps: int = 5_616  # updates of the parameters (468 of them are an epoch: 12 epochs)
-    optimizer: Literal["adam", "momentum", "sgd"] = "adam"  # what makes an update of a gradient
-    learning_rate: float = 0.002  # step size at the first step; it falls to 0 along a half cosine
+    layers: int = 2  # number of convolutions; each halves height and width, all but the first double the channels
+    channels: int = 32  # output channels of the first convolution, C
+    hidden: int = 128  # width of the dense layer after the convolutions
+    dropout: float = 0.5  # dropout probability of the convolutions' features
+    batch_size: int = 128  # batch size: images per step, B
+    steps: int = 5_616  # training steps (468 are an epoch: 12 epochs)
+    optimizer: Literal["adam", "momentum", "sgd"] = "adam"  # which optimizer to use
+    learning_rate: float = 0.002  # learning rate at the first step; it decays to 0 along a half cosine
     eval_every: int = 468  # steps between two evaluations on the test set
-    seed: int = 0  # of everything that is drawn at random
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # where to compute; auto is a GPU where there is one
-    out: Path = Path(__file__).parent / "out"  # folder for what the run writes
-    dry_run: bool = False  # three steps only, to see that everything works
+    seed: int = 0  # random seed
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # device to compute on; auto is a GPU where there is one
+    out: Path = Path(__file__).parent / "out"  # folder for the files that the run writes
+    dry_run: bool = False  # only three steps, to check that everything works
 
     def __post_init__(self):
         check_config(self, dropout=(0, 0.99))

@@ -33,20 +33,20 @@ import tyro
 
 @dataclass
 class Config:
-    stages: int = 2  # groups of residual blocks; all but the first halve height and width, and double the channels
-    blocks: int = 1  # of each stage
-    channels: int = 32  # of the first convolution, C
-    shortcuts: bool = True  # add what enters a block to what it computes
-    dropout: float = 0.3  # share of the convolutions' features that is set to 0 in training
-    batch_size: int = 128  # images per step, B
-    steps: int = 5_616  # updates of the parameters (468 of them are an epoch: 12 epochs)
-    optimizer: Literal["adam", "momentum", "sgd"] = "adam"  # what makes an update of a gradient
-    learning_rate: float = 0.004  # step size at the first step; it falls to 0 along a half cosine
+    stages: int = 2  # groups of residual blocks; all but the first halve height and width and double the channels
+    blocks: int = 1  # residual blocks per stage
+    channels: int = 32  # output channels of the first convolution, C
+    shortcuts: bool = True  # add the input of each block to its output
+    dropout: float = 0.3  # dropout probability of the convolutions' features
+    batch_size: int = 128  # batch size: images per step, B
+    steps: int = 5_616  # training steps (468 are an epoch: 12 epochs)
+    optimizer: Literal["adam", "momentum", "sgd"] = "adam"  # which optimizer to use
+    learning_rate: float = 0.004  # learning rate at the first step; it decays to 0 along a half cosine
     eval_every: int = 468  # steps between two evaluations on the test set
-    seed: int = 0  # of everything that is drawn at random
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # where to compute; auto is a GPU where there is one
-    out: Path = Path(__file__).parent / "out"  # folder for what the run writes
-    dry_run: bool = False  # three steps only, to see that everything works
+    seed: int = 0  # random seed
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # device to compute on; auto is a GPU where there is one
+    out: Path = Path(__file__).parent / "out"  # folder for the files that the run writes
+    dry_run: bool = False  # only three steps, to check that everything works
 
     def __post_init__(self):
         check_config(self, dropout=(0, 0.99))

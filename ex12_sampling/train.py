@@ -32,57 +32,57 @@ from torch.utils.data import DataLoader, TensorDataset
 
 @dataclass
 class Config:
-    block_size: int = 5  # words that the model looks back at, T
-    layers: int = 2  # linear maps between the embeddings and the logits
+    block_size: int = 5  # context length in tokens, T
+    layers: int = 2  # number of linear layers between the embeddings and the logits
     hidden: int = 512  # width of each hidden layer
-    channels: int = 256  # width of a word's embedding, C
-    dropout: float = 0.1  # share of the embeddings and hidden units that is set to 0 in training
-    batch_size: int = 256  # samples per step, B
-    steps: int = 2_000  # updates of the parameters (1,027 of them are an epoch)
-    learning_rate: float = 0.005  # largest step size of AdamW
-    warmup_steps: int = 200  # steps in which it rises to that; then it falls to 0 along a half cosine
-    weight_decay: float = 0.1  # AdamW pulls the parameters towards 0 by this times the learning rate at every step
+    channels: int = 256  # embedding width, C
+    dropout: float = 0.1  # dropout probability
+    batch_size: int = 256  # batch size: samples per step, B
+    steps: int = 2_000  # training steps (1,027 are an epoch)
+    learning_rate: float = 0.005  # peak learning rate of AdamW
+    warmup_steps: int = 200  # steps of linear warm-up of the learning rate, which decays to 0 along a half cosine
+    weight_decay: float = 0.1  # weight decay of AdamW
     eval_every: int = 500  # steps between two evaluations on the test set
-    prompt: str = "ROMEO:\n"  # text that samples go on from
-    sample_words: int = 100  # words of a sample
-    temperature: float = 0.8  # logits are divided by it before a word is drawn; 0: the likeliest word
-    top_k: int = 0  # draw from this many of the likeliest words; 0: from all
-    top_p: float = 0.95  # draw from the fewest words that have this probability together
-    seed: int = 0  # of everything that is drawn at random
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # where to compute; auto is a GPU where there is one
+    prompt: str = "ROMEO:\n"  # text that the generated samples continue
+    max_new_tokens: int = 100  # tokens per generated sample
+    temperature: float = 0.8  # sampling temperature: the logits are divided by it; 0: always the likeliest token
+    top_k: int = 0  # top-k sampling: draw from the k likeliest tokens only; 0: from all
+    top_p: float = 0.95  # nucleus (top-p) sampling: draw from the fewest tokens whose probabilities reach this sum
+    seed: int = 0  # random seed
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # device to compute on; auto is a GPU where there is one
     text: Path | None = None  # a text file of your own (UTF-8) instead of Tiny Shakespeare
-    out: Path = Path(__file__).parent / "out"  # folder for what the run writes
-    dry_run: bool = False  # three steps only, to see that everything works
+    out: Path = Path(__file__).parent / "out"  # folder for the files that the run writes
+    dry_run: bool = False  # only three steps, to check that everything works
 
     def __post_init__(self):
         check_config(self, dropout=(0, 0.99), weight_decay=0, temperature=0, top_k=0, top_p=(0.01, 1))
 
 
-def read_words(config):
-    """Return the training words (N,) and the test words (M,) as numbers, and the vocabulary: the words by number."""
-    words = data.split_words(data.text(config.text) if config.text else data.shakespeare(config.dry_run))
-    cut = len(words) * 9 // 10
-    counts = Counter(words[:cut])
-    vocab = ["<unk>"] + [word for word in counts if counts[word] >= 2]  # by first occurrence; <unk> is all other words
+def read_tokens(config):
+    """Return the token ids of the training text (N,) and the test text (M,), and the vocabulary: the tokens by id."""
+    tokens = data.split_words(data.text(config.text) if config.text else data.shakespeare(config.dry_run))
+    cut = len(tokens) * 9 // 10
+    counts = Counter(tokens[:cut])
+    vocab = ["<unk>"] + [token for token in counts if counts[token] >= 2]  # by first occurrence; all others are <unk>
     if cut <= config.block_size or len(vocab) == 1:
         raise UserError(
-            f"the text's {cut} training words must be more than --block-size {config.block_size}, and hold a word twice"
+            f"the text's {cut} training tokens must be more than --block-size {config.block_size}, and hold one twice"
         )
-    return encode(words[:cut], vocab), encode(words[cut:], vocab), vocab
+    return encode(tokens[:cut], vocab), encode(tokens[cut:], vocab), vocab
 
 
-def encode(words, vocab):
-    """Return a list of words as numbers (N,), their places in the vocabulary."""
-    numbers = {word: number for number, word in enumerate(vocab)}
-    return torch.tensor([numbers.get(word, 0) for word in words])  # (N,)
+def encode(tokens, vocab):
+    """Return a list of tokens as token ids (N,), their positions in the vocabulary."""
+    ids = {token: i for i, token in enumerate(vocab)}
+    return torch.tensor([ids.get(token, 0) for token in tokens])  # (N,)
 
 
 def make_data(config, train, test, device):
-    """Return contexts (N, T) and next words (N,) of the training words, then those of the test words."""
+    """Return contexts (N, T) and next tokens (N,) of the training tokens, then those of the test tokens."""
     tensors = []
-    for words in train, torch.cat([train[-config.block_size :], test]):  # every test word has a full context
-        words = words.to(device)
-        tensors += [words.unfold(0, config.block_size, 1)[:-1], words[config.block_size :]]  # (N, T), (N,)
+    for tokens in train, torch.cat([train[-config.block_size :], test]):  # every test token has a full context
+        tokens = tokens.to(device)
+        tensors += [tokens.unfold(0, config.block_size, 1)[:-1], tokens[config.block_size :]]  # (N, T), (N,)
     return tensors
 
 
@@ -95,7 +95,7 @@ def batches(rng, n, batch_size):
 
 
 class MLP(nn.Module):
-    """Embeddings side by side, linear layers with ReLU and norm, logits by the table: words (B, T) to (B, V)."""
+    """Embeddings side by side, linear layers with ReLU and norm, logits by the table: tokens (B, T) to (B, V)."""
 
     def __init__(self, config, vocab_size):
         super().__init__()
@@ -106,16 +106,16 @@ class MLP(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(config.channels, vocab_size)
         nn.init.normal_(self.embedding.weight, std=0.02)
-        self.head.weight = self.embedding.weight  # one table for both: words alike going in are alike coming out
+        self.head.weight = self.embedding.weight  # weight tying: one table for the embedding and for the logits
 
-    def forward(self, words):
-        x = self.dropout(self.embedding(words)).flatten(1)  # (B, T · C)
+    def forward(self, tokens):
+        x = self.dropout(self.embedding(tokens)).flatten(1)  # (B, T · C)
         for layer, norm in zip(self.layers, self.norms):
             x = self.dropout(norm(F.relu(layer(x))))  # (B, hidden)
         return self.head(x)  # (B, V)
 
 
-loss_fn = F.cross_entropy  # logits (B, V), words (B,): the mean over the batch ()
+loss_fn = F.cross_entropy  # logits (B, V), tokens (B,): the mean over the batch ()
 
 
 @torch.no_grad()
@@ -134,27 +134,27 @@ def evaluate(model, x, y):
 
 
 def draw(logits, config, generator):
-    """Return a word (1,) drawn from the logits (V,) with temperature, top-k and top-p (Holtzman et al. 2020)."""
+    """Return a token id (1,) drawn from the logits (V,) with temperature, top-k and top-p (Holtzman et al. 2020)."""
     logits[0] = -torch.inf  # never <unk>
     if config.temperature < 1e-6:  # where the logits would overflow
         return logits.argmax(keepdim=True)
-    probs, words = F.softmax(logits / config.temperature, dim=0).sort(descending=True)  # (V,), (V,)
+    probs, tokens = F.softmax(logits / config.temperature, dim=0).sort(descending=True)  # (V,), (V,)
     probs[config.top_k or len(probs) :] = 0
-    before = probs.cumsum(0) - probs  # (V,): what the likelier words have together
+    before = probs.cumsum(0) - probs  # (V,): what the likelier tokens have together
     probs[before >= config.top_p * probs.sum()] = 0
-    return words[torch.multinomial(probs, 1, generator=generator)]
+    return tokens[torch.multinomial(probs, 1, generator=generator)]
 
 
 @torch.no_grad()
-def sample(model, words, config):
-    """Return the words (N,) and those that the model draws after them, one at a time, each from its own prediction."""
+def sample(model, tokens, config):
+    """Return the tokens (N,) and those that the model draws after them, one at a time, each from its own prediction."""
     model.eval()  # without dropout
-    generator = torch.Generator(words.device).manual_seed(config.seed)  # so that training draws what it would have
-    for _ in range(config.sample_words):
-        logits = model(F.pad(words, (config.block_size, 0))[None, -config.block_size :])[0]  # (V,): <unk> comes first
-        words = torch.cat([words, draw(logits, config, generator)])
+    generator = torch.Generator(tokens.device).manual_seed(config.seed)  # so that sampling does not change the training
+    for _ in range(config.max_new_tokens):
+        logits = model(F.pad(tokens, (config.block_size, 0))[None, -config.block_size :])[0]  # (V,): <unk> comes first
+        tokens = torch.cat([tokens, draw(logits, config, generator)])
     model.train()
-    return words
+    return tokens
 
 
 def learning_rate(config, step):
@@ -167,29 +167,29 @@ def main(config: Config) -> dict[str, float]:
     rng = np.random.default_rng(config.seed)
     torch.manual_seed(config.seed)  # for what torch itself draws at random
     device = torch_device(config.device)
-    train_words, test_words, vocab = read_words(config)
-    x, y, x_test, y_test = make_data(config, train_words, test_words, device)
+    train_tokens, test_tokens, vocab = read_tokens(config)
+    x, y, x_test, y_test = make_data(config, train_tokens, test_tokens, device)
     if config.batch_size > len(x):
-        raise UserError(f"--batch-size {config.batch_size} is more than the {len(x)} words there are to predict")
-    sizes = f"{len(train_words)} training and {len(test_words)} test words"
-    print(f"data: {sizes} ({(test_words == 0).float().mean():.1%} unknown), vocabulary {len(vocab)}")
+        raise UserError(f"--batch-size {config.batch_size} is more than the {len(x)} tokens there are to predict")
+    sizes = f"{len(train_tokens)} training and {len(test_tokens)} test tokens"
+    print(f"data: {sizes} ({(test_tokens == 0).float().mean():.1%} unknown), vocabulary {len(vocab)}")
 
-    prompt = encode(data.prompt_words(config, vocab, train_words), vocab).to(device)  # (P,)
+    prompt = encode(data.prompt_words(config, vocab, train_tokens), vocab).to(device)  # (P,)
     if not len(prompt):
         raise UserError("--prompt is empty: give it a character or more")
     if config.top_k > len(vocab):
-        raise UserError(f"--top-k {config.top_k} is more than the {len(vocab)} words of the vocabulary")
+        raise UserError(f"--top-k {config.top_k} is more than the {len(vocab)} tokens of the vocabulary")
 
     minibatches = DataLoader(TensorDataset(x, y), sampler=batches(rng, len(x), config.batch_size), batch_size=None)
     model = MLP(config, len(vocab)).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=config.weight_decay)
-    counts = torch.bincount(train_words, minlength=len(vocab)) + 1  # (V,): one more, so that none is 0
-    baselines = {"unigram": -(counts / counts.sum()).log()[test_words].mean(), "ln V": np.log(len(vocab))}
+    counts = torch.bincount(train_tokens, minlength=len(vocab)) + 1  # (V,): one more, so that none is 0
+    baselines = {"unigram": -(counts / counts.sum()).log()[test_tokens].mean(), "ln V": np.log(len(vocab))}
     with Run(config, baselines, device) as run:
-        for step, (x_batch, y_batch) in zip(run.steps(config.steps), minibatches):  # words, and next words
+        for step, (x_batch, y_batch) in zip(run.steps(config.steps), minibatches):  # tokens, and next tokens
             if step % config.eval_every == 0:
                 run.record(step, "test", **evaluate(model, x_test, y_test))
-                run.sample(step, sample(model, prompt, config), vocab, train_words)
+                run.sample(step, sample(model, prompt, config), vocab, train_tokens)
             optimizer.param_groups[0]["lr"] = learning_rate(config, step)
             loss = loss_fn(model(x_batch), y_batch)  # ()
             run.record(step, "train", loss=loss.item())
@@ -198,7 +198,7 @@ def main(config: Config) -> dict[str, float]:
             optimizer.zero_grad()  # else the next backward() would add to this one's
         test = evaluate(model, x_test, y_test)
         run.record(step + 1, "test", **test)
-        run.sample(step + 1, sample(model, prompt, config), vocab, train_words)
+        run.sample(step + 1, sample(model, prompt, config), vocab, train_tokens)
         metrics = run.finish(
             test_loss=test["loss"], test_perplexity=np.exp(test["loss"]), test_accuracy=test["accuracy"]
         )

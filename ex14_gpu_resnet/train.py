@@ -36,27 +36,27 @@ from jax.scipy.ndimage import map_coordinates
 
 @dataclass
 class Config:
-    stages: int = 2  # groups of residual blocks; all but the first halve height and width, and double the channels
-    blocks: int = 1  # of each stage
-    channels: int = 32  # of the first convolution, C
-    shortcuts: bool = True  # add what enters a block to what it computes
-    dropout: float = 0.0  # share of the convolutions' features that is set to 0 in training
-    rotate: float = 7.0  # degrees by which a training image is turned at most
-    scale: float = 0.07  # share by which it grows or shrinks at most
-    shear: float = 0.07  # pixels by which each row slides over the next at most
-    shift: float = 1.0  # pixels by which it is moved at most, down or up and right or left
-    precision: Literal["float32", "bfloat16"] = "float32"  # of the convolutions
-    batch_size: int = 128  # images per step, B
-    steps: int = 5_148  # updates of the parameters (468 of them are an epoch: 11 epochs)
-    optimizer: Literal["adam", "momentum", "sgd"] = "adam"  # what makes an update of a gradient
-    learning_rate: float = 0.004  # step size at the first step; it falls to 0 along a half cosine
+    stages: int = 2  # groups of residual blocks; all but the first halve height and width and double the channels
+    blocks: int = 1  # residual blocks per stage
+    channels: int = 32  # output channels of the first convolution, C
+    shortcuts: bool = True  # add the input of each block to its output
+    dropout: float = 0.0  # dropout probability of the convolutions' features
+    rotate: float = 7.0  # largest random rotation of a training image, in degrees
+    scale: float = 0.07  # largest random scaling of a training image, as a share of its size
+    shear: float = 0.07  # largest random shear of a training image, in pixels per row
+    shift: float = 1.0  # largest random shift of a training image, in pixels, vertical and horizontal
+    precision: Literal["float32", "bfloat16"] = "float32"  # number format of the convolutions
+    batch_size: int = 128  # batch size: images per step, B
+    steps: int = 5_148  # training steps (468 are an epoch: 11 epochs)
+    optimizer: Literal["adam", "momentum", "sgd"] = "adam"  # which optimizer to use
+    learning_rate: float = 0.004  # learning rate at the first step; it decays to 0 along a half cosine
     eval_every: int = 468  # steps between two evaluations on the test set
-    steps_per_call: int = 1  # updates that the device makes before it turns to the host again
-    seeds: int = 1  # runs, with seeds seed, seed + 1, …; metrics.csv has the first one's history
-    seed: int = 0  # of everything that is drawn at random
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # where to compute; auto is a GPU where there is one
-    out: Path = Path(__file__).parent / "out"  # folder for what the run writes
-    dry_run: bool = False  # three steps only, to see that everything works
+    steps_per_call: int = 1  # training steps per call of the compiled program
+    seeds: int = 1  # number of runs, with seeds --seed, --seed + 1, …; metrics.csv has the first run's history
+    seed: int = 0  # random seed
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # device to compute on; auto is a GPU where there is one
+    out: Path = Path(__file__).parent / "out"  # folder for the files that the run writes
+    dry_run: bool = False  # only three steps, to check that everything works
 
     def __post_init__(self):
         check_config(self, dropout=(0, 0.99), rotate=(0, 180), scale=(0, 0.9), shear=(0, 1), shift=(0, 28))

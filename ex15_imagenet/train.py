@@ -37,31 +37,31 @@ import tyro
 
 @dataclass
 class Config:
-    data: Path = Path("imagenette")  # ten classes; or an image folder (train/CLASS, val/CLASS), or ILSVRC/imagenet-1k
+    data: Path = Path("imagenette")  # imagenette, an image folder (train/CLASS, val/CLASS), or ILSVRC/imagenet-1k
     on_error: Literal["stop", "skip"] = "stop"  # what to do when images cannot be read
-    dummy_data: bool = False  # one random batch that lies on the device, to measure the device alone
-    workers: int = 2  # processes that decode photographs; 0: this one does
-    depth: Literal[18, 34, 50] = 18  # layers; 50 has bottleneck blocks
-    channels: int = 16  # of the first convolution, C
-    shortcuts: bool = True  # add what enters a block to what it computes
-    size: int = 112  # height and width of an image in evaluation, the middle of a photograph
-    train_size: int = 96  # and in training, a random part of it
-    area: float = 0.35  # least share of the photograph's area that this part has
-    dropout: float = 0.0  # share of the convolutions' features that is set to 0 in training
-    smoothing: float = 0.0  # of the labels: share of the probability that all classes get alike
-    weight_decay: float = 0.0005  # the loss grows by half of this times each weight squared
-    ema: float = 0.0  # of a mean of the parameters, which is then evaluated, the share that a step keeps; 0: no mean
-    precision: Literal["float32", "bfloat16"] = "float32"  # of the convolutions
-    batch_size: int = 128  # images per step, B
-    steps: int = 800  # updates of the parameters
-    learning_rate: float = 0.1  # largest step size, after the warm-up; it falls to 0 along a half cosine
+    dummy_data: bool = False  # train on one random batch that stays on the device, to measure the device alone
+    workers: int = 2  # worker processes that decode photographs; 0: the main process does it
+    depth: Literal[18, 34, 50] = 18  # depth of the ResNet; 50 has bottleneck blocks
+    channels: int = 16  # output channels of the first convolution, C
+    shortcuts: bool = True  # add the input of each block to its output
+    size: int = 112  # evaluation resolution, in pixels (centre crop)
+    train_size: int = 96  # training resolution, in pixels (random resized crop)
+    area: float = 0.35  # smallest random crop, as a share of the photograph's area
+    dropout: float = 0.0  # dropout probability of the convolutions' features
+    smoothing: float = 0.0  # label smoothing: probability spread evenly over all classes
+    weight_decay: float = 0.0005  # weight decay (L2): half of this times each squared weight is added to the loss
+    ema: float = 0.0  # decay of an exponential moving average (EMA) of the parameters, used in evaluation; 0: none
+    precision: Literal["float32", "bfloat16"] = "float32"  # number format of the convolutions
+    batch_size: int = 128  # batch size: images per step, B
+    steps: int = 800  # training steps
+    learning_rate: float = 0.1  # peak learning rate, after a linear warm-up; it decays to 0 along a half cosine
     eval_every: int = 100  # steps between two evaluations on the validation set, each with a checkpoint
-    resume: bool = False  # go on from the checkpoint in --out, with its flags where you give no others
-    overwrite: bool = False  # give up the checkpoints in --out, also where they took more than ten minutes
-    seed: int = 0  # of everything that is drawn at random
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # where to compute; auto is a GPU where there is one
-    out: Path = Path(__file__).parent / "out"  # folder for what the run writes
-    dry_run: bool = False  # three steps only, to see that everything works
+    resume: bool = False  # continue from the checkpoint in --out; flags that you do not give are the checkpoint's
+    overwrite: bool = False  # replace the checkpoints in --out even if they took more than ten minutes
+    seed: int = 0  # random seed
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # device to compute on; auto is a GPU where there is one
+    out: Path = Path(__file__).parent / "out"  # folder for the files that the run writes
+    dry_run: bool = False  # only three steps, to check that everything works
 
     def __post_init__(self):
         check_config(self, area=(0.01, 1), dropout=(0, 0.99), smoothing=(0, 1), weight_decay=0, ema=(0, 1), workers=0)

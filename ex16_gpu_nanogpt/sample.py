@@ -1,6 +1,6 @@
 """Write with a model that exercise 16 has trained; what it writes appears as it is drawn.
 
-    python ex16_gpu_nanogpt/sample.py --prompt "JULIET:\\n" --length 500 --number 3
+    python ex16_gpu_nanogpt/sample.py --prompt "JULIET:\\n" --max-new-tokens 500 --number 3
 
 train.py's `sample` passes all words through the model for every new one. Here the keys and values of those before are
 kept (a key-value cache), and only the new word passes: the result is the same, and sooner there. A model has places for
@@ -29,14 +29,14 @@ from train import Transformer, draw, encode
 class Config:
     checkpoint: Path = Path(__file__).parent / "out" / "best.pt"  # best.pt has the least validation loss of its run
     prompt: str = "\n"  # text to go on from; \n is the end of a line
-    length: int = 500  # words of a sample: characters, or the tokens of GPT-2
+    max_new_tokens: int = 500  # tokens of a sample: characters, or the tokens of GPT-2
     number: int = 1  # samples
-    temperature: float = 0.8  # logits are divided by it before a word is drawn; 0: the likeliest word
-    top_k: int = 0  # draw from this many of the likeliest words; 0: from all
-    top_p: float = 0.95  # draw from the fewest words that have this probability together
-    cache: bool = True  # keep keys and values; --no-cache passes all words through the model for every new one
+    temperature: float = 0.8  # sampling temperature: the logits are divided by it; 0: always the likeliest token
+    top_k: int = 0  # top-k sampling: draw from the k likeliest tokens only; 0: from all
+    top_p: float = 0.95  # nucleus (top-p) sampling: draw from the fewest tokens whose probabilities reach this sum
+    cache: bool = True  # keep keys and values; --no-cache passes all tokens through the model for every new one
     seed: int = 0  # of the first sample; the next ones have seed + 1, seed + 2, …
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # where to compute; auto is a GPU where there is one
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # device to compute on; auto is a GPU where there is one
 
     def __post_init__(self):
         check_config(self, temperature=0, top_k=0, top_p=(0.01, 1))
@@ -53,23 +53,23 @@ def load_model(path, device):
 
 
 def first_in_view(n, size):
-    """Return the place of the first of n words that a model of T = size sees; it moves on by T / 2 at a time."""
+    """Return the place of the first of n tokens that a model of T = size sees; it moves on by T / 2 at a time."""
     half = (size + 1) // 2
     return max(0, -(-(n - size) // half)) * half
 
 
-def next_logits(model, words, done, caches):
-    """Return the logits (V,) after words (N,), of which the first is at place `done` and those before are cached.
+def next_logits(model, tokens, done, caches):
+    """Return the logits (V,) after tokens (N,), of which the first is at place `done` and those before are cached.
 
-    `caches` has keys and values (1, A, T, C / A) for every block; those of `words` are written there.
+    `caches` has keys and values (1, A, T, C / A) for every block; those of `tokens` are written there.
     """
-    end = done + len(words)
-    x = model.embedding(words[None]) + model.positions.weight[done:end]  # (1, N, C)
+    end = done + len(tokens)
+    x = model.embedding(tokens[None]) + model.positions.weight[done:end]  # (1, N, C)
     for block, (keys, values) in zip(model.blocks, caches):
         attention = block.attention
         q, k, v = attention.qkv(block.norm1(x)).unflatten(-1, (3, attention.heads, -1)).permute(2, 0, 3, 1, 4)
         keys[:, :, done:end], values[:, :, done:end] = k, v  # each (1, A, N, C / A)
-        # Several words come at the start alone, and are masked; a single one may look at all.
+        # Several tokens come at the start alone, and are masked; a single one may look at all.
         y = F.scaled_dot_product_attention(q, keys[:, :, :end], values[:, :, :end], is_causal=done == 0)
         x = x + attention.out(y.transpose(1, 2).flatten(2))  # (1, N, C)
         x = x + block.down(F.gelu(block.up(block.norm2(x)), approximate="tanh"))  # (1, N, C)
@@ -77,31 +77,31 @@ def next_logits(model, words, done, caches):
 
 
 @torch.no_grad()
-def generate(model, words, config, seed):
-    """Yield the words () that the model draws after words (N,), without end, each given all in view before it."""
+def generate(model, tokens, config, seed):
+    """Yield the tokens () that the model draws after tokens (N,), without end, each given all in view before it."""
     size, channels = model.positions.weight.shape
     heads = model.blocks[0].attention.heads
     shape = (2, 1, heads, size, channels // heads)
-    caches = [words.new_zeros(shape, dtype=torch.float32) for _ in model.blocks]  # each keys and values
-    generator = torch.Generator(words.device).manual_seed(seed)
-    start, done = 0, 0  # of the words in view, and how many of them are in the caches
+    caches = [tokens.new_zeros(shape, dtype=torch.float32) for _ in model.blocks]  # each keys and values
+    generator = torch.Generator(tokens.device).manual_seed(seed)
+    start, done = 0, 0  # of the tokens in view, and how many of them are in the caches
     while True:
-        first = first_in_view(len(words), size)
+        first = first_in_view(len(tokens), size)
         if first > start or not config.cache:
             start, done = first, 0
-        logits = next_logits(model, words[start + done :], done, caches) if config.cache else None
-        done = len(words) - start
+        logits = next_logits(model, tokens[start + done :], done, caches) if config.cache else None
+        done = len(tokens) - start
         if not config.cache:
-            logits = model(words[None, start:])[0, -1]  # (V,)
-        word = draw(logits, config, generator)  # (1,)
-        words = torch.cat([words, word])
-        yield word[0]
+            logits = model(tokens[None, start:])[0, -1]  # (V,)
+        token = draw(logits, config, generator)  # (1,)
+        tokens = torch.cat([tokens, token])
+        yield token[0]
 
 
 def codec(vocab):
     """Return two functions: of a text to numbers (N,), and of one number to bytes of UTF-8."""
     if vocab is not None:
-        return lambda text: encode(text, vocab), lambda word: vocab[word].encode()
+        return lambda text: encode(text, vocab), lambda token: vocab[token].encode()
     gpt2 = openwebtext.encoding()
     return lambda text: torch.tensor(gpt2.encode_ordinary(text)), gpt2.decode_single_token_bytes
 
@@ -112,19 +112,19 @@ def main(config: Config) -> None:
     to_numbers, to_bytes = codec(vocab)
     if not config.prompt:
         raise UserError("--prompt is empty: give it a character or more")
-    words = to_numbers(config.prompt.replace("\\n", "\n")).to(device)  # (N,)
+    tokens = to_numbers(config.prompt.replace("\\n", "\n")).to(device)  # (N,)
     if config.top_k > len(model.embedding.weight):
-        raise UserError(f"--top-k {config.top_k} is more than the {len(model.embedding.weight)} words there are")
+        raise UserError(f"--top-k {config.top_k} is more than the {len(model.embedding.weight)} tokens there are")
     start = time.perf_counter()
     for number in range(config.number):
         decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a token may end in the middle of a character
         print(f"--- sample {number + 1}")
         print(config.prompt.replace("\\n", "\n"), end="", flush=True)
-        for _, word in zip(range(config.length), generate(model, words, config, config.seed + number)):
-            print(decoder.decode(to_bytes(word.item())), end="", flush=True)
+        for _, token in zip(range(config.max_new_tokens), generate(model, tokens, config, config.seed + number)):
+            print(decoder.decode(to_bytes(token.item())), end="", flush=True)
         print()
-    rate = config.number * config.length / (time.perf_counter() - start)
-    print(f"{rate:,.0f} words/s on {device}, {'with' if config.cache else 'without'} the cache", file=sys.stderr)
+    rate = config.number * config.max_new_tokens / (time.perf_counter() - start)
+    print(f"{rate:,.0f} tokens/s on {device}, {'with' if config.cache else 'without'} the cache", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -35,33 +35,33 @@ Preset = Literal["auto", "nanogpt", "nanogpt-cpu", "best", "best-cpu"]
 
 @dataclass
 class Config:
-    preset: Preset = "auto"  # what the other flags are by default; auto: nanogpt on a GPU, nanogpt-cpu elsewhere
-    block_size: int = 64  # words that the model looks back at, T; a word is a character here
+    preset: Preset = "auto"  # set of defaults for the other flags; auto: nanogpt on a GPU, nanogpt-cpu elsewhere
+    block_size: int = 64  # context length in tokens, T; here a token is a character
     layers: int = 4  # transformer blocks
-    heads: int = 4  # attention heads of each, A
-    channels: int = 128  # width of a word's embedding and of the blocks, C
-    bias: bool = False  # biases in linear layers and norms
-    dropout: float = 0.0  # share of the embeddings and hidden units that is set to 0 in training
-    batch_size: int = 12  # samples per step, B
-    steps: int = 2_000  # updates of the parameters
-    learning_rate: float = 0.001  # largest step size of AdamW
-    warmup_steps: int = 100  # steps in which it rises to that; then it falls along a half cosine
-    decay_to: float = 0.1  # share of it that is left at the end
-    weight_decay: float = 0.1  # AdamW pulls the matrices towards 0 by this times the learning rate at every step
-    compile: bool = False  # make a few large kernels of the model first, which takes up to a minute
+    heads: int = 4  # attention heads per block, A
+    channels: int = 128  # width of the embeddings and of the blocks, C
+    bias: bool = False  # biases in linear layers and layer norms
+    dropout: float = 0.0  # dropout probability
+    batch_size: int = 12  # batch size: samples per step, B
+    steps: int = 2_000  # training steps
+    learning_rate: float = 0.001  # peak learning rate of AdamW
+    warmup_steps: int = 100  # steps of linear warm-up of the learning rate; then it decays along a half cosine
+    decay_to: float = 0.1  # final learning rate, as a share of --learning-rate
+    weight_decay: float = 0.1  # weight decay of AdamW, on matrices only
+    compile: bool = False  # compile the model first (torch.compile), which takes up to a minute
     eval_every: int = 250  # steps between two evaluations on the validation set, each with a sample and a checkpoint
-    resume: bool = False  # go on from the checkpoint in --out, with its flags where you give no others
-    overwrite: bool = False  # give up the checkpoints in --out, also where they took more than ten minutes
-    prompt: str = "ROMEO:\n"  # text that samples go on from
-    sample_words: int = 100  # words of a sample
-    temperature: float = 0.8  # logits are divided by it before a word is drawn; 0: the likeliest word
-    top_k: int = 0  # draw from this many of the likeliest words; 0: from all
-    top_p: float = 0.95  # draw from the fewest words that have this probability together
-    seed: int = 0  # of everything that is drawn at random
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # where to compute; auto is a GPU where there is one
+    resume: bool = False  # continue from the checkpoint in --out; flags that you do not give are the checkpoint's
+    overwrite: bool = False  # replace the checkpoints in --out even if they took more than ten minutes
+    prompt: str = "ROMEO:\n"  # text that the generated samples continue
+    max_new_tokens: int = 100  # tokens per generated sample
+    temperature: float = 0.8  # sampling temperature: the logits are divided by it; 0: always the likeliest token
+    top_k: int = 0  # top-k sampling: draw from the k likeliest tokens only; 0: from all
+    top_p: float = 0.95  # nucleus (top-p) sampling: draw from the fewest tokens whose probabilities reach this sum
+    seed: int = 0  # random seed
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # device to compute on; auto is a GPU where there is one
     text: Path | None = None  # a text file of your own (UTF-8) instead of Tiny Shakespeare
-    out: Path = Path(__file__).parent / "out"  # folder for what the run writes
-    dry_run: bool = False  # three steps only, to see that everything works
+    out: Path = Path(__file__).parent / "out"  # folder for the files that the run writes
+    dry_run: bool = False  # only three steps, to check that everything works
 
     def __post_init__(self):
         check_config(self, dropout=(0, 0.99), weight_decay=0, temperature=0, top_k=0, top_p=(0.01, 1), decay_to=(0, 1))
@@ -89,41 +89,41 @@ def defaults(preset: Preset = "auto", resume: bool = False, device: str = "auto"
     return Config(preset, **PRESETS[preset])
 
 
-def read_words(config):
-    """Return the training words (N,) and the validation words (M,) as numbers, and the vocabulary: all characters."""
-    words = data.text(config.text) if config.text else data.shakespeare(config.dry_run)
-    cut = len(words) * 9 // 10
-    vocab = sorted(set(words))
-    if len(words) - cut <= config.block_size:
+def read_tokens(config):
+    """Return the token ids of training text (N,) and validation text (M,), and the vocabulary: all characters."""
+    tokens = data.text(config.text) if config.text else data.shakespeare(config.dry_run)
+    cut = len(tokens) * 9 // 10
+    vocab = sorted(set(tokens))
+    if len(tokens) - cut <= config.block_size:
         raise UserError(
-            f"the text's {len(words) - cut} validation characters must be more than --block-size {config.block_size}"
+            f"the text's {len(tokens) - cut} validation characters must be more than --block-size {config.block_size}"
         )
-    return encode(words[:cut], vocab), encode(words[cut:], vocab), vocab
+    return encode(tokens[:cut], vocab), encode(tokens[cut:], vocab), vocab
 
 
-def encode(words, vocab):
-    """Return a text as numbers (N,), its characters' places in the vocabulary; UserError where one has none."""
-    numbers = {word: number for number, word in enumerate(vocab)}
-    data.check_characters(words, vocab)
-    return torch.tensor([numbers[word] for word in words])  # (N,)
+def encode(tokens, vocab):
+    """Return a text as token ids (N,), its characters' positions in the vocabulary; UserError where one has none."""
+    ids = {token: i for i, token in enumerate(vocab)}
+    data.check_characters(tokens, vocab)
+    return torch.tensor([ids[token] for token in tokens])  # (N,)
 
 
 def make_data(config, train, val, device):
-    """Return words (N, T) and next words (N, T) of the training words, then those of the validation words.
+    """Return tokens (N, T) and next tokens (N, T) of the training tokens, then those of the validation tokens.
 
-    Validation words come in blocks, each word once; -1, which fills up the last block, is not to be scored.
+    Validation tokens come in blocks, each token once; -1, which fills up the last block, is not to be scored.
     """
     size, train, val = config.block_size, train.to(device), val.to(device)
     x, y = train[:-1].unfold(0, size, 1), train[1:].unfold(0, size, 1)  # (N, T), (N, T): views of one array
-    words = torch.cat([train[-1:], F.pad(val, (0, -len(val) % size), value=-1)])
-    x_val, y_val = words[:-1].view(-1, size).clamp(min=0), words[1:].view(-1, size)
+    tokens = torch.cat([train[-1:], F.pad(val, (0, -len(val) % size), value=-1)])
+    x_val, y_val = tokens[:-1].view(-1, size).clamp(min=0), tokens[1:].view(-1, size)
     return x, y, x_val, y_val
 
 
 def batches(config, n, step, device):
     """Yield the indices (B,) of one minibatch after another, from a step on, for ever; they follow from the seed alone.
 
-    Every epoch is a new shuffle of blocks of T words, side by side from a new place in the first one on.
+    Every epoch is a new shuffle of blocks of T tokens, side by side from a new place in the first one on.
     """
     size, batch_size = config.block_size, config.batch_size
     blocks = n // size  # which fit wherever the first one begins
@@ -157,7 +157,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then an MLP for each word alone, both on normed input and added to what came in: (B, T, C) to same."""
+    """Attention, then an MLP for each token alone, each behind a norm and with a shortcut: (B, T, C) to same."""
 
     def __init__(self, config):
         super().__init__()
@@ -174,10 +174,10 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Embeddings of words and places, blocks, logits by the embedding table: words (B, T) to logits (B, T, V).
+    """Embeddings of tokens and positions, blocks, logits by the embedding table: tokens (B, T) to logits (B, T, V).
 
-    Given the next words y (B, T), too, it returns the loss (), so that a compiler sees the logits and what is done with
-    them as one, and need not write them down in float32.
+    Given the next tokens y (B, T) it returns the loss (): so a compiler sees logits and loss as one, and need
+    not write the logits down in float32.
     """
 
     def __init__(self, config, vocab_size):
@@ -189,7 +189,7 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.channels, bias=config.bias)
         self.head = nn.Linear(config.channels, vocab_size, bias=False)
-        self.head.weight = self.embedding.weight  # one table for both: words alike going in are alike coming out
+        self.head.weight = self.embedding.weight  # weight tying: one table for the embedding and for the logits
         for name, param in self.named_parameters():  # as in GPT-2: the more corrections add up, the smaller each starts
             if param.ndim == 2:
                 last = name.endswith(("out.weight", "down.weight"))
@@ -197,9 +197,9 @@ class Transformer(nn.Module):
             elif name.endswith("bias"):
                 nn.init.zeros_(param)
 
-    def forward(self, words, y=None):
-        with torch.autocast(words.device.type, torch.bfloat16, enabled=self.bfloat16):
-            x = self.dropout(self.embedding(words) + self.positions.weight[: words.shape[1]])  # (B, T, C)
+    def forward(self, tokens, y=None):
+        with torch.autocast(tokens.device.type, torch.bfloat16, enabled=self.bfloat16):
+            x = self.dropout(self.embedding(tokens) + self.positions.weight[: tokens.shape[1]])  # (B, T, C)
             for block in self.blocks:
                 x = block(x)  # (B, T, C)
             logits = self.head(self.norm(x)).float()  # (B, T, V)
@@ -207,7 +207,7 @@ class Transformer(nn.Module):
 
 
 def loss_fn(logits, y):
-    """Return the mean negative log likelihood () of the words y (…) under the softmax of the logits (…, V)."""
+    """Return the mean negative log likelihood () of the tokens y (…) under the softmax of the logits (…, V)."""
     return F.cross_entropy(logits.flatten(0, -2), y.flatten())
 
 
@@ -228,26 +228,26 @@ def evaluate(model, x, y):
 
 
 def draw(logits, config, generator):
-    """Return a word (1,) drawn from the logits (V,) with temperature, top-k and top-p (Holtzman et al. 2020)."""
+    """Return a token id (1,) drawn from the logits (V,) with temperature, top-k and top-p (Holtzman et al. 2020)."""
     if config.temperature < 1e-6:  # where the logits would overflow
         return logits.argmax(keepdim=True)
-    probs, words = F.softmax(logits / config.temperature, dim=0).sort(descending=True)  # (V,), (V,)
+    probs, tokens = F.softmax(logits / config.temperature, dim=0).sort(descending=True)  # (V,), (V,)
     probs[config.top_k or len(probs) :] = 0
-    before = probs.cumsum(0) - probs  # (V,): what the likelier words have together
+    before = probs.cumsum(0) - probs  # (V,): what the likelier tokens have together
     probs[before >= config.top_p * probs.sum()] = 0
-    return words[torch.multinomial(probs, 1, generator=generator)]
+    return tokens[torch.multinomial(probs, 1, generator=generator)]
 
 
 @torch.no_grad()
-def sample(model, words, config):
-    """Return the words (N,) and those that the model draws after them, one at a time, each from its own prediction."""
+def sample(model, tokens, config):
+    """Return the tokens (N,) and those that the model draws after them, one at a time, each from its own prediction."""
     model.eval()  # without dropout
-    generator = torch.Generator(words.device).manual_seed(config.seed)  # so that training draws what it would have
-    for _ in range(config.sample_words):
-        logits = model(words[None, -config.block_size :])[0, -1]  # (V,)
-        words = torch.cat([words, draw(logits, config, generator)])
+    generator = torch.Generator(tokens.device).manual_seed(config.seed)  # so that sampling does not change the training
+    for _ in range(config.max_new_tokens):
+        logits = model(tokens[None, -config.block_size :])[0, -1]  # (V,)
+        tokens = torch.cat([tokens, draw(logits, config, generator)])
     model.train()
-    return words
+    return tokens
 
 
 def learning_rate(config, step):
@@ -266,8 +266,8 @@ def make_optimizer(config, model):
     return torch.optim.AdamW(groups, config.learning_rate, betas=(0.9, 0.99), fused=True)
 
 
-def flops_per_word(config, model):
-    """Return the multiplications and additions of training on a word (Chowdhery et al. 2022, appendix B)."""
+def flops_per_token(config, model):
+    """Return the multiplications and additions of training on a token (Chowdhery et al. 2022, appendix B)."""
     params = sum(param.numel() for param in model.parameters()) - model.positions.weight.numel()
     return 6 * params + 12 * config.layers * config.channels * config.block_size
 
@@ -275,33 +275,35 @@ def flops_per_word(config, model):
 def main(config: Config) -> dict[str, float]:
     torch.manual_seed(config.seed)  # for what torch itself draws at random
     device = torch_device(config.device)
-    train_words, val_words, vocab = read_words(config)
-    x, y, x_val, y_val = make_data(config, train_words, val_words, device)
+    train_tokens, val_tokens, vocab = read_tokens(config)
+    x, y, x_val, y_val = make_data(config, train_tokens, val_tokens, device)
     blocks = len(x) // config.block_size
     if config.batch_size > blocks:
         raise UserError(f"--batch-size {config.batch_size} is more than the {blocks} blocks that there are of the text")
-    print(f"data: {len(train_words)} training and {len(val_words)} validation characters, vocabulary {len(vocab)}")
+    print(f"data: {len(train_tokens)} training and {len(val_tokens)} validation characters, vocabulary {len(vocab)}")
 
-    prompt = encode(data.prompt_words(config, vocab, train_words), vocab).to(device)  # (P,)
+    prompt = encode(data.prompt_words(config, vocab, train_tokens), vocab).to(device)  # (P,)
     if not len(prompt):
         raise UserError("--prompt is empty: give it a character or more")
     if config.top_k > len(vocab):
-        raise UserError(f"--top-k {config.top_k} is more than the {len(vocab)} words of the vocabulary")
+        raise UserError(f"--top-k {config.top_k} is more than the {len(vocab)} tokens of the vocabulary")
 
     model = Transformer(config, len(vocab)).to(device)
     model.bfloat16 = speed.has_bfloat16(device)
     print(f"preset {config.preset}, but for your flags; {device}, {'bfloat16' if model.bfloat16 else 'float32'}")
     optimizer = make_optimizer(config, model)
-    first, state = checkpoint.resume_torch(config, vocab, model, optimizer) if config.resume else (0, None)
-    fast = model
+    start_step, state = checkpoint.resume_torch(config, vocab, model, optimizer) if config.resume else (0, None)
+    compiled_model = model
     if config.compile and not config.dry_run:
         index = next(batches(config, len(x), 0, device))  # (B,)
-        fast = speed.compiled(model, lambda model: model(x[index], y[index]))
-    counts = torch.bincount(train_words, minlength=len(vocab)) + 1  # (V,): one more, so that none is 0
-    baselines = {"unigram": -(counts / counts.sum()).log()[val_words].mean(), "ln V": np.log(len(vocab))}
+        compiled_model = speed.compiled(model, lambda model: model(x[index], y[index]))
+    counts = torch.bincount(train_tokens, minlength=len(vocab)) + 1  # (V,): one more, so that none is 0
+    baselines = {"unigram": -(counts / counts.sum()).log()[val_tokens].mean(), "ln V": np.log(len(vocab))}
     with Run(config, baselines, device, state) as run:
         seconds = -speed.clock(device)  # of training alone
-        for step, index in zip(run.steps(config.steps, first), batches(config, len(x), first, device)):  # (B,)
+        for step, index in zip(
+            run.steps(config.steps, start_step), batches(config, len(x), start_step, device)
+        ):  # (B,)
             stop = terminated()
             if step % config.eval_every == 0 or stop:
                 seconds += speed.clock(device)
@@ -309,12 +311,12 @@ def main(config: Config) -> dict[str, float]:
                 if stop:
                     raise Terminated
                 run.record(step, "validation", **evaluate(model, x_val, y_val))
-                run.sample(step, sample(model, prompt, config), vocab, train_words, 20)
+                run.sample(step, sample(model, prompt, config), vocab, train_tokens, 20)
                 checkpoint.save_best(run, step, vocab, model)
                 seconds -= speed.clock(device)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, step)
-            loss = fast(x[index], y[index])  # ()
+            loss = compiled_model(x[index], y[index])  # ()
             run.record(step, "train", loss=loss.detach())
             loss.backward()  # adds dL/dparam to the grad of every param
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -324,13 +326,13 @@ def main(config: Config) -> dict[str, float]:
         checkpoint.save_torch(run, config.steps, vocab, model, optimizer)
         val = evaluate(model, x_val, y_val)
         run.record(config.steps, "validation", **val)
-        run.sample(config.steps, sample(model, prompt, config), vocab, train_words, 20)
+        run.sample(config.steps, sample(model, prompt, config), vocab, train_tokens, 20)
         checkpoint.save_best(run, config.steps, vocab, model)
         measured = {"validation_loss": val["loss"], "least_validation_loss": run.least["validation loss"]}
-        if config.steps > first:
-            seconds /= config.steps - first
-            words_per_second = config.batch_size * config.block_size / seconds
-            print(speed.describe(words_per_second, flops_per_word(config, model), device))
+        if config.steps > start_step:
+            seconds /= config.steps - start_step
+            tokens_per_second = config.batch_size * config.block_size / seconds
+            print(speed.describe(tokens_per_second, flops_per_token(config, model), device))
             measured["step_ms"] = 1000 * seconds
         metrics = run.finish(**measured)
     plot_loss(run.out, "nats per character")

@@ -43,39 +43,43 @@ VOCAB_SIZE = 50_304  # V: GPT-2's 50,257 tokens, and some that never occur, to m
 
 @dataclass
 class Config:
-    preset: Preset = "auto"  # what the other flags are by default; auto: gpt2 on a GPU, laptop elsewhere
-    block_size: int = 64  # words that the model looks back at, T; a word is a token of GPT-2's
+    preset: Preset = "auto"  # set of defaults for the other flags; auto: gpt2 on a GPU, laptop elsewhere
+    block_size: int = 64  # context length in tokens (of GPT-2's vocabulary), T
     layers: int = 4  # transformer blocks
-    heads: int = 4  # attention heads of each, A
-    channels: int = 128  # width of a word's embedding and of the blocks, C
-    bias: bool = False  # biases in linear layers and norms
-    dropout: float = 0.0  # share of the embeddings and hidden units that is set to 0 in training
-    batch_size: int = 12  # samples per step of all processes together, B
-    micro_batch: int = 16  # most samples that a process takes at once: what its memory has room for
-    steps: int = 2_000  # updates of the parameters
-    learning_rate: float = 0.001  # largest step size of AdamW
-    warmup_steps: int = 100  # steps in which it rises to that; then it falls along a half cosine
-    decay_to: float = 0.1  # share of it that is left at the end
-    weight_decay: float = 0.1  # AdamW pulls the matrices towards 0 by this times the learning rate at every step
-    muon: bool = False  # Muon instead of AdamW for the matrices in the blocks, with the same learning rate
-    bfloat16: bool = True  # multiply in this type where the device itself can; float32 for everything else
-    compile: bool = False  # make a few large kernels of the model first, which takes up to a minute
+    heads: int = 4  # attention heads per block, A
+    channels: int = 128  # width of the embeddings and of the blocks, C
+    bias: bool = False  # biases in linear layers and layer norms
+    dropout: float = 0.0  # dropout probability
+    batch_size: int = 12  # batch size: sequences per step of all processes together, B
+    micro_batch: int = 16  # most sequences per forward and backward pass of one process (micro-batch)
+    steps: int = 2_000  # training steps
+    learning_rate: float = 0.001  # peak learning rate of AdamW
+    warmup_steps: int = 100  # steps of linear warm-up of the learning rate; then it decays along a half cosine
+    decay_to: float = 0.1  # final learning rate, as a share of --learning-rate
+    weight_decay: float = 0.1  # weight decay of AdamW, on matrices only
+    muon: bool = False  # Muon instead of AdamW for the matrices in the blocks
+    bfloat16: bool = True  # multiply matrices in bfloat16 where the device supports it; all else is float32
+    compile: bool = False  # compile the model first (torch.compile), which takes up to a minute
     eval_every: int = 250  # steps between two evaluations on the validation set, each with a sample and a checkpoint
-    resume: Literal["no", "yes", "auto"] = "auto"  # go on from the checkpoint in --out; auto: if of the same --rdzv-id
-    overwrite: bool = False  # give up the checkpoints in --out, also where they took more than ten minutes
+    resume: Literal["no", "yes", "auto"] = (
+        "auto"  # continue from the checkpoint in --out; auto: if it has the same --rdzv-id
+    )
+    overwrite: bool = False  # replace the checkpoints in --out even if they took more than ten minutes
     timeout: int = 600  # seconds that a process waits for the others before it gives up
-    prompt: str = "The"  # text that samples go on from
-    sample_words: int = 100  # words of a sample
-    temperature: float = 0.8  # logits are divided by it before a word is drawn; 0: the likeliest word
-    top_k: int = 0  # draw from this many of the likeliest words; 0: from all
-    top_p: float = 0.95  # draw from the fewest words that have this probability together
-    seed: int = 0  # of everything that is drawn at random
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # where to compute; auto is a GPU where there is one
-    data: Path | None = None  # parquet, JSON or text files of your own, or a folder of them, instead of OpenWebText
-    whole: bool = False  # all 8 million documents of OpenWebText and not the 100,000 of its first file
-    val_share: float | None = None  # share of the documents for validation; none: 0.0005, or 0.02 of fewer than 100,000
-    out: Path = Path(__file__).parent / "out"  # folder for what the run writes
-    dry_run: bool = False  # three steps only, to see that everything works
+    prompt: str = "The"  # text that the generated samples continue
+    max_new_tokens: int = 100  # tokens per generated sample
+    temperature: float = 0.8  # sampling temperature: the logits are divided by it; 0: always the likeliest token
+    top_k: int = 0  # top-k sampling: draw from the k likeliest tokens only; 0: from all
+    top_p: float = 0.95  # nucleus (top-p) sampling: draw from the fewest tokens whose probabilities reach this sum
+    seed: int = 0  # random seed
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # device to compute on; auto is a GPU where there is one
+    data: Path | None = None  # a parquet, JSON or text file of your own, or a folder of them, instead of OpenWebText
+    whole: bool = False  # train on all 8 million documents of OpenWebText, not only the 100,000 of its first file
+    val_share: float | None = (
+        None  # share of the documents for validation; default: 0.0005, or 0.02 if there are fewer than 100,000
+    )
+    out: Path = Path(__file__).parent / "out"  # folder for the files that the run writes
+    dry_run: bool = False  # only three steps, to check that everything works
 
     def __post_init__(self):
         check_config(self, dropout=(0, 0.99), weight_decay=0, temperature=0, top_k=0, top_p=(0.01, 1), decay_to=(0, 1))
@@ -105,20 +109,20 @@ def defaults(preset: Preset = "auto", resume: str = "auto", device: str = "auto"
 
 
 def make_data(config, train, val, device):
-    """Return words (N, T) and next words (N, T) of the validation words, in blocks, so that each word comes once.
+    """Return tokens (N, T) and next tokens (N, T) of the validation tokens, in blocks, so that each token comes once.
 
     The first comes after the training text's last; -1, which fills up the last block, is not to be scored.
     """
     size = config.block_size
-    train, val = (torch.from_numpy(words.astype(np.int64)).to(device) for words in (train[-1:], val))  # (1,), (M,)
-    words = torch.cat([train[-1:], F.pad(val, (0, -len(val) % size), value=-1)])
-    x_val, y_val = words[:-1].view(-1, size).clamp(min=0), words[1:].view(-1, size)
+    train, val = (torch.from_numpy(tokens.astype(np.int64)).to(device) for tokens in (train[-1:], val))  # (1,), (M,)
+    tokens = torch.cat([train[-1:], F.pad(val, (0, -len(val) % size), value=-1)])
+    x_val, y_val = tokens[:-1].view(-1, size).clamp(min=0), tokens[1:].view(-1, size)
     return x_val, y_val
 
 
-def read_samples(config, words, starts, device):
-    """Return words (B, T) and next words (B, T) of the samples that begin at starts (B,)."""
-    rows = torch.from_numpy(openwebtext.windows(words, starts.tolist(), config.block_size + 1))  # (B, T + 1)
+def read_samples(config, tokens, starts, device):
+    """Return tokens (B, T) and next tokens (B, T) of the samples that begin at starts (B,)."""
+    rows = torch.from_numpy(openwebtext.windows(tokens, starts.tolist(), config.block_size + 1))  # (B, T + 1)
     if device.type == "cuda":
         rows = rows.pin_memory()  # so that the copy need not be waited for
     rows = rows.to(device, non_blocking=True)
@@ -128,7 +132,7 @@ def read_samples(config, words, starts, device):
 def batches(config, n, step, device):
     """Yield the indices (B,) of one minibatch after another, from a step on, for ever; they follow from the seed alone.
 
-    Every epoch is a new shuffle of blocks of T words, side by side from a new place in the first one on.
+    Every epoch is a new shuffle of blocks of T tokens, side by side from a new place in the first one on.
     """
     size, batch_size = config.block_size, config.batch_size
     blocks = n // size  # which fit wherever the first one begins
@@ -162,7 +166,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then an MLP for each word alone, both on normed input and added to what came in: (B, T, C) to same."""
+    """Attention, then an MLP for each token alone, each behind a norm and with a shortcut: (B, T, C) to same."""
 
     def __init__(self, config):
         super().__init__()
@@ -179,10 +183,10 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Embeddings of words and places, blocks, logits by the embedding table: words (B, T) to logits (B, T, V).
+    """Embeddings of tokens and positions, blocks, logits by the embedding table: tokens (B, T) to logits (B, T, V).
 
-    Given the next words y (B, T), too, it returns the loss (), so that a compiler sees the logits and what is done with
-    them as one, and need not write them down in float32.
+    Given the next tokens y (B, T) it returns the loss (): so a compiler sees logits and loss as one, and need
+    not write the logits down in float32.
     """
 
     def __init__(self, config, vocab_size):
@@ -194,7 +198,7 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.channels, bias=config.bias)
         self.head = nn.Linear(config.channels, vocab_size, bias=False)
-        self.head.weight = self.embedding.weight  # one table for both: words alike going in are alike coming out
+        self.head.weight = self.embedding.weight  # weight tying: one table for the embedding and for the logits
         for name, param in self.named_parameters():  # as in GPT-2: the more corrections add up, the smaller each starts
             if param.ndim == 2:
                 last = name.endswith(("out.weight", "down.weight"))
@@ -202,9 +206,9 @@ class Transformer(nn.Module):
             elif name.endswith("bias"):
                 nn.init.zeros_(param)
 
-    def forward(self, words, y=None):
-        with torch.autocast(words.device.type, torch.bfloat16, enabled=self.bfloat16):
-            x = self.dropout(self.embedding(words) + self.positions.weight[: words.shape[1]])  # (B, T, C)
+    def forward(self, tokens, y=None):
+        with torch.autocast(tokens.device.type, torch.bfloat16, enabled=self.bfloat16):
+            x = self.dropout(self.embedding(tokens) + self.positions.weight[: tokens.shape[1]])  # (B, T, C)
             for block in self.blocks:
                 x = block(x)  # (B, T, C)
             logits = self.head(self.norm(x)).float()  # (B, T, V)
@@ -212,7 +216,7 @@ class Transformer(nn.Module):
 
 
 def loss_fn(logits, y):
-    """Return the mean negative log likelihood () of the words y (…) under the softmax of the logits (…, V)."""
+    """Return the mean negative log likelihood () of the tokens y (…) under the softmax of the logits (…, V)."""
     return F.cross_entropy(logits.flatten(0, -2), y.flatten())
 
 
@@ -237,26 +241,28 @@ def evaluate(model, x, y):
 
 
 def draw(logits, config, generator):
-    """Return a word (1,) drawn from the logits (V,) with temperature, top-k and top-p (Holtzman et al. 2020)."""
+    """Return a token id (1,) drawn from the logits (V,) with temperature, top-k and top-p (Holtzman et al. 2020)."""
     if config.temperature < 1e-6:  # where the logits would overflow
         return logits.argmax(keepdim=True)
-    probs, words = F.softmax(logits / config.temperature, dim=0).sort(descending=True)  # (V,), (V,)
+    probs, tokens = F.softmax(logits / config.temperature, dim=0).sort(descending=True)  # (V,), (V,)
     probs[config.top_k or len(probs) :] = 0
-    before = probs.cumsum(0) - probs  # (V,): what the likelier words have together
+    before = probs.cumsum(0) - probs  # (V,): what the likelier tokens have together
     probs[before >= config.top_p * probs.sum()] = 0
-    return words[torch.multinomial(probs, 1, generator=generator)]
+    return tokens[torch.multinomial(probs, 1, generator=generator)]
 
 
 @torch.no_grad()
-def sample(model, words, config, vocab):
-    """Return the words (N,) and those that the model draws after them, one at a time, each from its own prediction."""
+def sample(model, tokens, config, vocab):
+    """Return the tokens (N,) and those that the model draws after them, one at a time, each from its own prediction."""
     model.eval()  # without dropout
-    generator = torch.Generator(words.device).manual_seed(config.seed)  # so that training draws what it would have
-    for _ in range(config.sample_words):
-        logits = model(words[None, -config.block_size :])[0, -1, : vocab.n_vocab]  # (V,) without those that never occur
-        words = torch.cat([words, draw(logits, config, generator)])
+    generator = torch.Generator(tokens.device).manual_seed(config.seed)  # so that sampling does not change the training
+    for _ in range(config.max_new_tokens):
+        logits = model(tokens[None, -config.block_size :])[
+            0, -1, : vocab.n_vocab
+        ]  # (V,) without those that never occur
+        tokens = torch.cat([tokens, draw(logits, config, generator)])
     model.train()
-    return words
+    return tokens
 
 
 def learning_rate(config, step):
@@ -282,60 +288,65 @@ def make_optimizers(config, model):
     return [adamw, torch.optim.Muon(hidden, config.learning_rate, **options)] if config.muon else [adamw]
 
 
-def flops_per_word(config, model):
-    """Return the multiplications and additions of training on a word (Chowdhery et al. 2022, appendix B)."""
+def flops_per_token(config, model):
+    """Return the multiplications and additions of training on a token (Chowdhery et al. 2022, appendix B)."""
     params = sum(param.numel() for param in model.parameters()) - model.positions.weight.numel()
     return 6 * params + 12 * config.layers * config.channels * config.block_size
 
 
 def main(config: Config) -> dict[str, float]:
     torch.manual_seed(config.seed)  # for what torch itself draws at random
-    rank, world, device = distributed.find_place(torch_device(config.device))  # of this process; world is R
-    train_words, val_words, vocab = openwebtext.read(config.data, config.whole, config.val_share, config.dry_run)
-    x_val, y_val = make_data(config, train_words, val_words, device)
-    n = len(train_words) - config.block_size  # places where a sample can begin
+    rank, world_size, device = distributed.find_place(torch_device(config.device))  # of this process
+    train_tokens, val_tokens, vocab = openwebtext.read(config.data, config.whole, config.val_share, config.dry_run)
+    x_val, y_val = make_data(config, train_tokens, val_tokens, device)
+    n = len(train_tokens) - config.block_size  # offsets at which a sequence can begin
     blocks = n // config.block_size
     if config.batch_size > blocks:
         raise UserError(f"--batch-size {config.batch_size} is more than the {blocks} blocks that there are of the text")
-    if config.batch_size % world:
-        raise UserError(f"--batch-size {config.batch_size} must be a multiple of the {world} processes")
-    if len(x_val) <= world:
-        raise UserError(f"{len(val_words)} validation words are too few for {world} processes: raise --val-share")
-    print(f"data: {len(train_words)} training and {len(val_words)} validation tokens, vocabulary {VOCAB_SIZE}")
+    if config.batch_size % world_size:
+        raise UserError(f"--batch-size {config.batch_size} must be a multiple of the {world_size} processes")
+    if len(x_val) <= world_size:
+        raise UserError(
+            f"{len(val_tokens)} validation tokens are too few for {world_size} processes: raise --val-share"
+        )
+    print(f"data: {len(train_tokens)} training and {len(val_tokens)} validation tokens, vocabulary {VOCAB_SIZE}")
 
     prompt = torch.tensor(vocab.encode_ordinary(config.prompt.replace("\\n", "\n")), device=device)  # (P,)
     if not len(prompt):
         raise UserError("--prompt is empty: give it a character or more")
     if config.top_k > vocab.n_vocab:
-        raise UserError(f"--top-k {config.top_k} is more than the {vocab.n_vocab} words of the vocabulary")
+        raise UserError(f"--top-k {config.top_k} is more than the {vocab.n_vocab} tokens of the vocabulary")
 
-    rows = config.batch_size // world  # of a step's samples that are this process's
-    parts = min(count for count in range(1, rows + 1) if rows % count == 0 and rows // count <= config.micro_batch)
-    total = config.batch_size * config.block_size  # words of a step, whatever the number of processes
-    print(f"step: {total} words = {world} processes x {parts} parts x {rows // parts} samples x {config.block_size}")
+    rows = config.batch_size // world_size  # sequences per step of this process
+    counts = [count for count in range(1, rows + 1) if rows % count == 0 and rows // count <= config.micro_batch]
+    grad_accum_steps = min(counts)  # micro-steps per step, whose gradients add up
+    micro_batch = rows // grad_accum_steps
+    tokens_per_step = config.batch_size * config.block_size  # whatever the number of processes
+    factors = f"{world_size} processes x {grad_accum_steps} micro-steps x {micro_batch} sequences x {config.block_size}"
+    print(f"tokens per step: {tokens_per_step} = {factors}")
 
     model = Transformer(config, VOCAB_SIZE).to(device)
     model.bfloat16 = config.bfloat16 and speed.has_bfloat16(device)
     print(f"preset {config.preset}, but for your flags; {device}, {'bfloat16' if model.bfloat16 else 'float32'}")
-    optimizers, flops = make_optimizers(config, model), flops_per_word(config, model)
+    optimizers, flops = make_optimizers(config, model), flops_per_token(config, model)
     resumed = checkpoint.should_resume(config.resume, config.out)
-    first, state = checkpoint.resume_torch(config, None, model, *optimizers) if resumed else (0, None)
-    if world > 1:
+    start_step, state = checkpoint.resume_torch(config, None, model, *optimizers) if resumed else (0, None)
+    if world_size > 1:
         distributed.init_distributed(device, config.timeout)
-        distributed.check_same_step(first, config.out)
-    fast = model
+        distributed.check_same_step(start_step, config.out)
+    ddp_model = model
     if config.compile and not config.dry_run:
-        index = next(batches(config, n, 0, "cpu"))[: rows // parts]  # (M,)
-        x, y = read_samples(config, train_words, index, device)
-        fast = speed.compiled(model, lambda model: model(x, y))
-    if world > 1:
-        fast = DistributedDataParallel(fast)  # whose backward() ends with the mean gradient of all processes
-    counts = torch.from_numpy(np.bincount(train_words[:10_000_000], minlength=VOCAB_SIZE)) + 1  # (V,): none is 0
-    baselines = {"unigram": -(counts / counts.sum()).log()[val_words.astype(int)].mean(), "ln V": np.log(VOCAB_SIZE)}
+        index = next(batches(config, n, 0, "cpu"))[:micro_batch]  # (M,)
+        x, y = read_samples(config, train_tokens, index, device)
+        ddp_model = speed.compiled(model, lambda model: model(x, y))
+    if world_size > 1:
+        ddp_model = DistributedDataParallel(ddp_model)  # whose backward() ends with the mean gradient of all processes
+    counts = torch.from_numpy(np.bincount(train_tokens[:10_000_000], minlength=VOCAB_SIZE)) + 1  # (V,): none is 0
+    baselines = {"unigram": -(counts / counts.sum()).log()[val_tokens.astype(int)].mean(), "ln V": np.log(VOCAB_SIZE)}
     with Run(config, baselines, device, state) if rank == 0 else nullcontext() as run:
-        steps = run.steps(config.steps, first) if run else range(first, config.steps)
+        steps = run.steps(config.steps, start_step) if run else range(start_step, config.steps)
         seconds = -speed.clock(device)  # of training alone
-        for step, index in zip(steps, batches(config, n, first, "cpu")):  # (B,)
+        for step, index in zip(steps, batches(config, n, start_step, "cpu")):  # (B,)
             stop = distributed.any_terminated()
             if step % config.eval_every == 0 or stop:
                 seconds += speed.clock(device)
@@ -344,7 +355,7 @@ def main(config: Config) -> dict[str, float]:
                 if stop:
                     distributed.shutdown()
                     raise Terminated
-                val = evaluate(model, x_val[rank::world], y_val[rank::world])
+                val = evaluate(model, x_val[rank::world_size], y_val[rank::world_size])
                 if run:
                     run.record(step, "validation", **val)
                     run.write_sample(f"step {step}", vocab.decode(sample(model, prompt, config, vocab).tolist()))
@@ -353,41 +364,44 @@ def main(config: Config) -> dict[str, float]:
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(config, step)
-            torch.manual_seed(hash((config.seed, step, rank)))  # of dropout; numbers have one hash in all processes
+            torch.manual_seed(
+                hash((config.seed, step, rank))
+            )  # of dropout; the hash of integers is the same everywhere
             loss = 0.0
-            for part, places in enumerate(index[rank::world].chunk(parts)):  # (M,)
-                fast.require_backward_grad_sync = part == parts - 1  # the forward pass asks for it
-                x, y = read_samples(config, train_words, places, device)  # (M, T), (M, T)
-                assert x.shape == (rows // parts, config.block_size)
-                part_loss = fast(x, y) / parts  # ()
-                loss += part_loss.detach()
-                part_loss.backward()  # adds dL/dparam to the grad of every param
-            if world > 1:
-                dist.all_reduce(loss)  # which now is the sum of them all
+            for micro_step, offsets in enumerate(index[rank::world_size].chunk(grad_accum_steps)):  # (M,)
+                # Gradients are exchanged in the last micro-step only. DDP reads this in forward(): set it before.
+                ddp_model.require_backward_grad_sync = micro_step == grad_accum_steps - 1
+                x, y = read_samples(config, train_tokens, offsets, device)  # (M, T), (M, T)
+                assert x.shape == (micro_batch, config.block_size)
+                micro_loss = ddp_model(x, y) / grad_accum_steps  # ()
+                loss += micro_loss.detach()
+                micro_loss.backward()  # adds dL/dparam to the grad of every param
+            if world_size > 1:
+                dist.all_reduce(loss)  # the sum over all processes
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad()  # else the next backward() would add to this one's
             if run:
-                run.record(step, "train", loss=loss / world)
-                done, spent = step + 1 - first, seconds + time.perf_counter()
-                rates = speed.progress(done, config.steps - step - 1, total, spent, flops, device, world)
-                run.latest |= {"words": (step + 1) * total, **rates}
+                run.record(step, "train", loss=loss / world_size)
+                done, spent = step + 1 - start_step, seconds + time.perf_counter()
+                rates = speed.progress(done, config.steps - step - 1, tokens_per_step, spent, flops, device, world_size)
+                run.latest |= {"tokens": (step + 1) * tokens_per_step, **rates}
         seconds += speed.clock(device)
         if run:
             checkpoint.save_torch(run, config.steps, None, model, *optimizers)
-        val = evaluate(model, x_val[rank::world], y_val[rank::world])
-        distributed.shutdown()  # all is said
+        val = evaluate(model, x_val[rank::world_size], y_val[rank::world_size])
+        distributed.shutdown()  # no process needs the others from here on
         if not run:
             return {}
         run.record(config.steps, "validation", **val)
         run.write_sample(f"step {config.steps}", vocab.decode(sample(model, prompt, config, vocab).tolist()))
         checkpoint.save_best(run, config.steps, None, model)
         measured = {"validation_loss": val["loss"], "least_validation_loss": run.least["validation loss"]}
-        if config.steps > first:
-            seconds /= config.steps - first
-            words_per_second = config.batch_size * config.block_size / seconds
-            print(speed.describe(words_per_second, flops, device, world))
+        if config.steps > start_step:
+            seconds /= config.steps - start_step
+            tokens_per_second = tokens_per_step / seconds
+            print(speed.describe(tokens_per_second, flops, device, world_size))
             measured["step_ms"] = 1000 * seconds
         metrics = run.finish(**measured)
     plot_loss(run.out, "nats per token")

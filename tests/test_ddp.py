@@ -21,7 +21,7 @@ import pytest
 import torch
 from helpers import cut_off, load, load_beside, one_sentence, read_metrics, run, train_py
 
-SMALL = {"block_size": 16, "channels": 16, "layers": 2, "heads": 2, "batch_size": 8, "sample_words": 3}
+SMALL = {"block_size": 16, "channels": 16, "layers": 2, "heads": 2, "batch_size": 8, "max_new_tokens": 3}
 SMALL |= {
     "device": "cpu",
     "bfloat16": False,
@@ -130,7 +130,7 @@ def two_processes(two, openwebtext):
     if not two.exists():
         result = torchrun(2, *flags_of(two, openwebtext), during=keep)
         assert result.returncode == 0, result.stdout
-        assert "step: 128 words = 2 processes x 2 parts x 2 samples x 16" in result.stdout
+        assert "tokens per step: 128 = 2 processes x 2 micro-steps x 2 sequences x 16" in result.stdout
         assert result.stdout.count("result: ") == result.stdout.count("data: ") == 1  # one of them speaks
     return two
 
@@ -243,8 +243,8 @@ def test_others_that_do_not_come(tmp_path):
     ("world", "flags", "message"),
     [
         (3, [], "--batch-size 8 must be a multiple of the 3 processes"),
-        (1_300, ["--batch-size", 1_300], "20000 validation words are too few for 1300 processes"),
-        (1, ["--block-size", 20_000], "20000 validation words are too few for 1 processes"),
+        (1_300, ["--batch-size", 1_300], "20000 validation tokens are too few for 1300 processes"),
+        (1, ["--block-size", 20_000], "20000 validation tokens are too few for 1 processes"),
     ],
 )
 def test_processes_that_do_not_fit(world, flags, message, tmp_path):
@@ -283,7 +283,7 @@ def test_16_equals_17(ex, tokens, monkeypatch, tmp_path):
     """The same initial weights, batches and losses, where text, vocabulary and optimizer are the same."""
     old = load(16)
     words, val = (torch.from_numpy(part.astype(np.int64)) for part in owt.read()[:2])
-    monkeypatch.setattr(old, "read_words", lambda config: (words, val, [chr(i) for i in range(300)]))
+    monkeypatch.setattr(old, "read_tokens", lambda config: (words, val, [chr(i) for i in range(300)]))
     monkeypatch.setattr(speed, "has_bfloat16", lambda device: False)
     monkeypatch.setattr(ex, "VOCAB_SIZE", 300)
     monkeypatch.setattr(ex, "make_optimizers", lambda *args: [old.make_optimizer(*args)])
@@ -364,7 +364,7 @@ def test_parameters(ex, bias, vocab_size, count):
     with torch.device("meta"):
         model = ex.Transformer(config, vocab_size)
     assert sum(param.numel() for param in model.parameters()) == count
-    assert ex.flops_per_word(config, model) == 6 * (count - 1024 * 768) + 12 * 12 * 768 * 1024
+    assert ex.flops_per_token(config, model) == 6 * (count - 1024 * 768) + 12 * 12 * 768 * 1024
 
 
 def test_transformers_gpt2(ex, tmp_path):
@@ -392,12 +392,12 @@ def test_initial_loss_is_ln_v(openwebtext, tmp_path):
     assert val[0] == pytest.approx(np.log(50_257), abs=0.1)
     assert val[1] < val[0] - 0.5
     assert "speed: " in result.stdout
-    assert "  words/s " in result.stdout
+    assert "  tokens/s " in result.stdout
 
 
 def test_sample_draws_tokens_alone(ex):
     """Never one of the 47 numbers that only round the vocabulary up, though the model may like them."""
-    config = ex.Config(**SMALL | {"sample_words": 50, "temperature": 5.0, "top_p": 1.0})
+    config = ex.Config(**SMALL | {"max_new_tokens": 50, "temperature": 5.0, "top_p": 1.0})
     model = ex.Transformer(config, 304)
     with torch.no_grad():
         model.head.weight[256:] += 10 * model.norm.weight.mean()
@@ -437,7 +437,7 @@ def test_accumulation(ex, tokens, tmp_path, capsys):
     """Eight samples at once, or one after the other: the same losses."""
     for parts, micro_batch in ((1, 8), (2, 7), (4, 2), (8, 1)):  # at most so many; 7 do not divide 8
         train(ex, tmp_path / str(micro_batch), steps=10, micro_batch=micro_batch)
-        assert f"step: 128 words = 1 processes x {parts} parts x {8 // parts} samples" in capsys.readouterr().out
+        assert f"tokens per step: 128 = 1 processes x {parts} micro-steps x {8 // parts} sequences" in capsys.readouterr().out
         assert losses(tmp_path / str(micro_batch)) == pytest.approx(losses(tmp_path / "8"), abs=1e-5)
 
 
@@ -529,7 +529,7 @@ def test_presets(ex, monkeypatch):
 
 def test_sample_py_of_16(two_processes):
     script = train_py(16).parent / "sample.py"
-    flags = ["--checkpoint", two_processes / "best.pt", "--prompt", "The end", "--length", "20", "--device", "cpu"]
+    flags = ["--checkpoint", two_processes / "best.pt", "--prompt", "The end", "--max-new-tokens", "20", "--device", "cpu"]
     result = subprocess.run([sys.executable, script, *flags], capture_output=True, text=True, timeout=100)
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("--- sample 1\nThe end")

@@ -262,9 +262,9 @@ LONG = {  # flags that make a run go on for long, with evaluations and checkpoin
     1: (),
     6: (),
     8: ("--eval-every", 5),
-    16: ("--layers", 1, "--channels", 16, "--heads", 2, "--eval-every", 20, "--sample-words", 5),
+    16: ("--layers", 1, "--channels", 16, "--heads", 2, "--eval-every", 20, "--max-new-tokens", 5),
     15: ("--channels", 2, "--size", 32, "--train-size", 32, "--batch-size", 8, "--workers", 0, "--eval-every", 20),
-    17: ("--layers", 1, "--channels", 16, "--heads", 2, "--batch-size", 2, "--eval-every", 20, "--sample-words", 5),
+    17: ("--layers", 1, "--channels", 16, "--heads", 2, "--batch-size", 2, "--eval-every", 20, "--max-new-tokens", 5),
 }
 
 

@@ -21,7 +21,7 @@ from helpers import check_causality, cut_off, load, load_beside, one_sentence, r
 
 CPU = torch.device("cpu")
 FOLDER = train_py(16).parent
-SMALL = {"block_size": 16, "channels": 16, "layers": 2, "heads": 2, "batch_size": 4, "sample_words": 5}
+SMALL = {"block_size": 16, "channels": 16, "layers": 2, "heads": 2, "batch_size": 4, "max_new_tokens": 5}
 FLAGS = ["--block-size", 16, "--channels", 16, "--layers", 2, "--heads", 2, "--batch-size", 4, "--device", "cpu"]
 
 
@@ -98,7 +98,7 @@ def test_parameters_as_nanogpt_counts_them(ex):
         model = ex.Transformer(config, 65)
     count = sum(param.numel() for param in model.parameters()) - model.positions.weight.numel()
     assert count == 10_646_784
-    assert ex.flops_per_word(config, model) == 6 * count + 12 * 6 * 6 * 64 * 256  # layers, heads, width, block
+    assert ex.flops_per_token(config, model) == 6 * count + 12 * 6 * 6 * 64 * 256  # layers, heads, width, block
 
 
 def test_autocast(ex):
@@ -185,9 +185,9 @@ def test_to_transformers(ex, script, transformers, tmp_path, bias):
 
 
 def test_characters_of_the_text(ex, shakespeare):
-    train_words, val_words, vocab = ex.read_words(ex.Config())
-    assert (len(train_words), len(val_words), len(vocab)) == (1_003_854, 111_540, 65)
-    assert "".join(vocab[i] for i in torch.cat([train_words, val_words])[:500]) == shakespeare[:500]
+    train_tokens, val_tokens, vocab = ex.read_tokens(ex.Config())
+    assert (len(train_tokens), len(val_tokens), len(vocab)) == (1_003_854, 111_540, 65)
+    assert "".join(vocab[i] for i in torch.cat([train_tokens, val_tokens])[:500]) == shakespeare[:500]
     assert "".join(vocab) == "\n !$&',-.3:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
 
@@ -695,7 +695,7 @@ def test_cached_is_uncached(ex, script, length):
     assert texts[0] == texts[1]
     assert len(set(texts[0])) > 5
     if length == 10:  # within the block, that is train.py's own sample
-        config = ex.Config(**SMALL | {"sample_words": 10}, temperature=1.0)
+        config = ex.Config(**SMALL | {"max_new_tokens": 10}, temperature=1.0)
         assert ex.sample(model, prompt, config)[5:].tolist() == texts[0]
     words = torch.randint(50, (16,))
     caches = [torch.zeros(2, 1, 2, 16, 8) for _ in model.blocks]
@@ -711,7 +711,7 @@ def test_sample_py(ex, text, tmp_path):
         command = [sys.executable, FOLDER / "sample.py", "--checkpoint", tmp_path / "best.pt", *map(str, flags)]
         return subprocess.run(command, capture_output=True, text=True, timeout=100)
 
-    flags = ["--prompt", "ROMEO:\\n", "--length", 40, "--number", 2, "--temperature", 1]
+    flags = ["--prompt", "ROMEO:\\n", "--max-new-tokens", 40, "--number", 2, "--temperature", 1]
     cached, again, uncached = write(*flags), write(*flags), write(*flags, "--no-cache")
     assert cached.returncode == 0, cached.stderr
     assert cached.stdout == again.stdout == uncached.stdout
@@ -719,7 +719,7 @@ def test_sample_py(ex, text, tmp_path):
     assert first.startswith("1\nROMEO:\n")
     assert first[2:] != second[2:]
     assert len(first) == len(second) == 2 + 7 + 40 + 1
-    assert "words/s on cpu, with the cache" in cached.stderr
+    assert "tokens/s on cpu, with the cache" in cached.stderr
     one_sentence(write("--prompt", "ROMEO#"), "the model does not know '#'")
     one_sentence(write("--prompt", ""), "--prompt is empty")
     one_sentence(write("--top-k", 99), "--top-k 99 is more than the")

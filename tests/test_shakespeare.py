@@ -91,7 +91,7 @@ def test_join_words_loses_no_word(text):
 @LANGUAGE
 def test_vocabulary(number, shakespeare, monkeypatch):
     ex = load(number)
-    train, test, vocab = ex.read_words(ex.Config())
+    train, test, vocab = ex.read_tokens(ex.Config())
     assert (len(train), len(test), len(vocab)) == (263_069, 29_230, 7_190)
     assert vocab[0] == "<unk>"
     assert len(set(vocab)) == len(vocab)
@@ -100,7 +100,7 @@ def test_vocabulary(number, shakespeare, monkeypatch):
     assert all(vocab[n] in (word, "<unk>") for n, word in zip(train[:1000].tolist(), words))
     # It depends on the training part alone.
     monkeypatch.setattr(data, "split_words", lambda text: words[:263_069] + ["zounds"] * 29_230)
-    assert ex.read_words(ex.Config())[2] == vocab
+    assert ex.read_tokens(ex.Config())[2] == vocab
 
 
 @LANGUAGE
@@ -108,7 +108,7 @@ def test_vocabulary_is_the_words_seen_twice_in_training(number, tmp_path):
     ex = load(number)
     path = tmp_path / "text.txt"
     path.write_text(" ".join(["a", "b", "a", "c", "b", "d", "a", "a", "b", "b"] * 9 + ["e", "f"] * 5), encoding="utf-8")
-    train, test, vocab = ex.read_words(ex.Config(text=path, block_size=4))
+    train, test, vocab = ex.read_tokens(ex.Config(text=path, block_size=4))
     assert vocab == ["<unk>", "a", "b", "c", "d"]
     assert train[:5].tolist() == [1, 2, 1, 3, 2]
     assert test.tolist() == [0] * 10  # e and f are in the test part alone
@@ -291,7 +291,7 @@ def test_sample(number):
     ex, _, model = new_model(number)
     for param in model.parameters():
         torch.nn.init.normal_(param)  # so that what stands before a word matters
-    config = small(ex, sample_words=30, temperature=1.0, top_p=1.0)
+    config = small(ex, max_new_tokens=30, temperature=1.0, top_p=1.0)
     prompt = torch.tensor([0] * 8 + [3, 4])
     torch.manual_seed(5)
     first = ex.sample(model, prompt, config)
@@ -299,7 +299,7 @@ def test_sample(number):
     torch.manual_seed(5)
     assert torch.rand(1) == after  # the training's own random numbers are untouched
     assert (first == ex.sample(model, prompt, config)).all()  # same seed, same sample
-    assert (first != ex.sample(model, prompt, small(ex, sample_words=30, seed=1))).any()
+    assert (first != ex.sample(model, prompt, small(ex, max_new_tokens=30, seed=1))).any()
     assert first[:10].tolist() == prompt.tolist()
     assert len(first) == 40
     assert (first[10:] > 0).all()
@@ -308,7 +308,7 @@ def test_sample(number):
     short = ex.sample(model, prompt[8:], config)
     assert (short[2:].tolist() == first[10:].tolist()) == (number == 12)
     # Greedy: each word is the likeliest after the words before it.
-    greedy = ex.sample(model, prompt, small(ex, sample_words=5, temperature=0.0))
+    greedy = ex.sample(model, prompt, small(ex, max_new_tokens=5, temperature=0.0))
     model.eval()
     for end in range(10, 15):
         logits = model(greedy[None, end - 8 : end])[0].reshape(-1, 50)[-1]
@@ -321,7 +321,7 @@ def test_sampling_changes_no_training_number(number, shakespeare, tmp_path):
     ex = load(number)
     options = {"steps": 20, "eval_every": 5, "block_size": 4, "channels": 16, "batch_size": 8, "device": "cpu"}
     for words in (1, 20):
-        ex.main(ex.Config(sample_words=words, out=tmp_path / str(words), **options))
+        ex.main(ex.Config(max_new_tokens=words, out=tmp_path / str(words), **options))
     assert (tmp_path / "1" / "metrics.csv").read_bytes() == (tmp_path / "20" / "metrics.csv").read_bytes()
     text = (tmp_path / "20" / "samples.txt").read_text(encoding="utf-8")
     assert [int(step) for step in re.findall(r"^--- step (\d+), ", text, re.M)] == [0, 5, 10, 15, 20]
@@ -347,7 +347,7 @@ def test_share_of_copied_4_grams(tmp_path):
     # Of the four 4-grams of known words, three stand in the training words: 1 2 3 1, 2 3 1 2, 3 1 2 1. Where three
     # words are drawn, the first of these is all of the prompt; where two are, so is the second.
     for drawn, share in ((100, "75%"), (8, "75%"), (4, "75%"), (3, "67%"), (2, "50%"), (1, "0%")):
-        with Run(ex.Config(out=tmp_path, sample_words=drawn), {"ln V": 1.0}) as run_:
+        with Run(ex.Config(out=tmp_path, max_new_tokens=drawn), {"ln V": 1.0}) as run_:
             run_.sample(7, words, vocab, training)
         text = (tmp_path / "samples.txt").read_text(encoding="utf-8")
         assert text == f"--- step 7, {share} of its 4-grams stand in the training text\na b, a b a a\n\n"
@@ -406,10 +406,10 @@ TEXTS = {  # of char-rnn #44, nanoGPT #434, tflearn #931
 def test_any_text_runs_without_a_prompt(number, name, tmp_path, capsys):
     ex = load(number)
     (tmp_path / "text.txt").write_text(TEXTS[name], encoding="utf-8")
-    config = ex.Config(text=tmp_path / "text.txt", out=tmp_path / "out", device="cpu", steps=1, sample_words=3)
+    config = ex.Config(text=tmp_path / "text.txt", out=tmp_path / "out", device="cpu", steps=1, max_new_tokens=3)
     config.batch_size, config.block_size, config.channels = 2, 4, 16
     if (number, name) in ((12, "DNA"), (13, "DNA")):  # one word, and no more
-        with pytest.raises(UserError, match="must be more than --block-size 4, and hold a word twice"):
+        with pytest.raises(UserError, match="must be more than --block-size 4, and hold one twice"):
             ex.main(config)
         return
     with warnings.catch_warnings():
@@ -549,7 +549,7 @@ def test_kneser_ney_is_a_distribution():
 
 def test_kneser_ney_baselines(shakespeare):
     ex = load(11)
-    train, test, vocab = ex.read_words(ex.Config())
+    train, test, vocab = ex.read_tokens(ex.Config())
     found = {}
     for order, discount in ((1, 0.95), (2, 0.85), (3, 0.9)):
         model = kneser_ney.KneserNey(train.tolist(), order, discount, len(vocab))
@@ -602,7 +602,7 @@ def test_text_of_ones_own(number, tmp_path):
         (b"  \n\n", (), "is empty"),
         (b"\xff\xfe\x00", (), "is not UTF-8 text"),
         (b"one two three", (), "must be more than --block-size"),
-        (b" ".join(b"w" + b"x" * i for i in range(200)), (), "and hold a word twice"),
+        (b" ".join(b"w" + b"x" * i for i in range(200)), (), "and hold one twice"),
         (TEXT.encode(), ("--block-size", 1000), "must be more than --block-size 1000"),
         (TEXT.encode(), ("--dropout", 1), "--dropout must be at least 0 and at most 0.99"),
         (TEXT.encode(), ("--prompt", ""), "--prompt is empty"),

@@ -79,7 +79,7 @@ class Config:
 
 def main(config: Config) -> None:
     ex = load(11)
-    train, test, vocab = ex.read_words(ex.Config())
+    train, test, vocab = ex.read_tokens(ex.Config())
     print(f"{len(train)} training words, {len(test)} test words, {len(vocab)} in the vocabulary")
     for order, (loss, discount) in baselines(train.tolist(), test.tolist(), len(vocab), config.orders).items():
         print(f"order {order}: {loss:.3f} nats a word, discount {discount}", flush=True)

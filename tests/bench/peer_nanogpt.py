@@ -83,8 +83,8 @@ def their_loss(copy: Path) -> float:
     model = GPT(GPTConfig(**saved["model_args"]))
     model.load_state_dict({name.removeprefix("_orig_mod."): value for name, value in saved["model"].items()})
     config = ex.Config(block_size=saved["model_args"]["block_size"])
-    train_words, val_words, _ = ex.read_words(config)
-    _, _, x, y = ex.make_data(config, train_words, val_words, torch.device("cpu"))
+    train_tokens, val_tokens, _ = ex.read_tokens(config)
+    _, _, x, y = ex.make_data(config, train_tokens, val_tokens, torch.device("cpu"))
     return ex.evaluate(Logits(model), x, y)["loss"]
 
 

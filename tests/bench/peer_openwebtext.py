@@ -236,7 +236,7 @@ def main(config: Config) -> None:
     else:
         path = ["--data", str(config.documents), "--steps", str(config.steps), "--eval-every", str(10**6)]
         flags = ["--" + flag for flag in config.flags.split()]
-        losses(config.checkout, [*path, "--sample-words", "1", *flags], config.same_rate)
+        losses(config.checkout, [*path, "--max-new-tokens", "1", *flags], config.same_rate)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from tests.faults.programs import Case, exercise, run, wrong_end
 import numpy as np
 from PIL import Image
 
-NET = ["--block-size", 16, "--layers", 1, "--heads", 2, "--channels", 8, "--batch-size", 4, "--sample-words", 3]
+NET = ["--block-size", 16, "--layers", 1, "--heads", 2, "--channels", 8, "--batch-size", 4, "--max-new-tokens", 3]
 STEPS, EVERY = 20, 5
 
 

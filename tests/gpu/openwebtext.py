@@ -45,7 +45,7 @@ class Config:
 
 def ours(config, micro_batch, dry):
     """Return tokens a second of exercise 17, and its own line about its speed, or why it could not run."""
-    flags = ["--data", config.documents, "--steps", config.steps, "--eval-every", 10**6, "--sample-words", 1]
+    flags = ["--data", config.documents, "--steps", config.steps, "--eval-every", 10**6, "--max-new-tokens", 1]
     with tempfile.TemporaryDirectory() as out:
         command = [sys.executable, train_py(17), *flags, "--micro-batch", micro_batch, "--out", out, *dry]
         result = subprocess.run([str(part) for part in command], capture_output=True, text=True)
@@ -111,7 +111,7 @@ def main(config: Config) -> None:
     if "speed" in config.tables:
         speed(config, dry)
     if "losses" in config.tables:
-        flags = ["--data", str(config.documents), "--steps", "200", "--eval-every", str(10**6), "--sample-words", "1"]
+        flags = ["--data", str(config.documents), "--steps", "200", "--eval-every", str(10**6), "--max-new-tokens", "1"]
         losses(config.checkout, [*flags, "--batch-size", "64", *dry])  # 64 × 1,024 = 65,536 tokens
 
 
