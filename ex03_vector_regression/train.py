@@ -38,7 +38,7 @@ class Config:
     def __post_init__(self):
         check_config(self, num_samples=2, num_features=2)  # less has no covariance matrix
         if self.batch_size > self.num_samples:
-            raise ValueError(f"--batch-size {self.batch_size} is more than the {self.num_samples} samples there are")
+            raise ValueError(f"--batch-size {self.batch_size} is larger than the training set ({self.num_samples})")
 
 
 def whiten(x):
@@ -85,7 +85,7 @@ def loss_fn(prediction, y):
 
 @torch.no_grad()
 def evaluate(model, x, y):
-    """Return what is measured of the model on the samples x, y, by name."""
+    """Return the metrics of the model on the samples x, y, by name."""
     return {"loss": loss_fn(model(x), y).item()}
 
 

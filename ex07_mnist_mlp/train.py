@@ -84,7 +84,7 @@ loss_fn = F.cross_entropy  # logits (B, K), classes (B,): the mean over the batc
 
 @torch.no_grad()
 def evaluate(model, x, y):
-    """Return what is measured of the model on the samples x, y, by name."""
+    """Return the metrics of the model on the samples x, y, by name."""
     logits = model(x)  # (N, K)
     assert logits.shape[:-1] == y.shape  # y of shape (N, 1) would broadcast in the accuracy, without an error
     return {"loss": loss_fn(logits, y).item(), "accuracy": (logits.argmax(1) == y).sum().item() / len(y)}
@@ -96,7 +96,7 @@ def main(config: Config) -> dict[str, float]:
     device = torch_device(config.device)
     x, y, x_test, y_test = make_data(config, device)
     if config.batch_size > len(x):
-        raise UserError(f"--batch-size {config.batch_size} is more than the {len(x)} images there are")
+        raise UserError(f"--batch-size {config.batch_size} is larger than the training set ({len(x)} images)")
     print(f"data: training {tuple(x.shape)}, test {tuple(x_test.shape)}; images of each class {np.bincount(y.cpu())}")
 
     minibatches = DataLoader(TensorDataset(x, y), sampler=batches(rng, len(x), config.batch_size), batch_size=None)

@@ -106,7 +106,7 @@ def train_step(params, opt_state, x, y, optimizer):
 
 
 def evaluate(params, x, y):
-    """Return what is measured of the model on the samples x, y, by name."""
+    """Return the metrics of the model on the samples x, y, by name."""
     logits = forward(params, x)  # (N, K)
     assert logits.shape[:-1] == y.shape  # y of shape (N, 1) would broadcast in the accuracy, without an error
     return {"loss": loss_fn(logits, y).item(), "accuracy": (logits.argmax(1) == y).sum().item() / len(y)}
@@ -118,7 +118,7 @@ def main(config: Config) -> dict[str, float]:
     jax.config.update("jax_default_device", device)
     x, y, x_test, y_test = make_data(config)
     if config.batch_size > len(x):
-        raise UserError(f"--batch-size {config.batch_size} is more than the {len(x)} images there are")
+        raise UserError(f"--batch-size {config.batch_size} is larger than the training set ({len(x)} images)")
     print(f"data: training {tuple(x.shape)}, test {tuple(x_test.shape)}; images of each class {np.bincount(y)}")
 
     minibatches = ((x[index], y[index]) for index in batches(rng, len(x), config.batch_size))

@@ -1,9 +1,9 @@
 """Exercise 9: "Change architecture to be a convnet."
 
 Changes from ex08:
-- Convolutions in place of the first dense layers: a unit sees a small patch of the image, and the units at all places
-  share their weights, so that a filter that finds a stroke in one corner finds it in every other.
-- Dropout in front of the first dense layer, since a network this able learns the training set by heart.
+- Convolutions in place of the first dense layers: a unit sees a small patch of the image (its receptive field), and the
+  units at all places share their weights, a kernel, so that one that finds a stroke in one corner finds it everywhere.
+- Dropout before the first dense layer, a regularisation, since a network this able memorises the training set.
 - The test set is evaluated once an epoch, and a picture shows what the first convolution looks for.
 
     python ex09_mnist_cnn/train.py
@@ -81,7 +81,7 @@ def init_params(key, config):
 
 
 def conv(x, w, stride):
-    """Return the feature maps (B, H / stride, W / stride, C') of x (B, H, W, C) under the filters w (k, k, C, C')."""
+    """Return the feature maps (B, H / stride, W / stride, C') of x (B, H, W, C) under the kernels w (k, k, C, C')."""
     return jax.lax.conv_general_dilated(x, w, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
@@ -90,7 +90,7 @@ def forward(params, images, key=None, dropout=0.0):
     """Return the logits (B, K) for images (B, H, W)."""
     x = images[..., None]  # (B, H, W, 1)
     for layer in params[:-2]:
-        x = jax.nn.relu(conv(x, layer["w"], stride=2) + layer["b"])  # (B, H, W, C), H and W half of what they were
+        x = jax.nn.relu(conv(x, layer["w"], stride=2) + layer["b"])  # (B, H, W, C), H and W halved, rounded up
     x = x.reshape(len(x), -1)  # (B, D)
     if key is not None:  # in training
         x = x * jax.random.bernoulli(key, 1 - dropout, x.shape) / (1 - dropout)  # (B, D), of the same mean
@@ -119,7 +119,7 @@ def train_step(params, opt_state, x, y, optimizer, key, dropout):
 
 
 def evaluate(params, x, y):
-    """Return what is measured of the model on the samples x, y, by name."""
+    """Return the metrics of the model on the samples x, y, by name."""
     logits = forward(params, x)  # (N, K)
     assert logits.shape[:-1] == y.shape  # y of shape (N, 1) would broadcast in the accuracy, without an error
     return {"loss": loss_fn(logits, y).item(), "accuracy": (logits.argmax(1) == y).sum().item() / len(y)}
@@ -131,7 +131,7 @@ def main(config: Config) -> dict[str, float]:
     jax.config.update("jax_default_device", device)
     x, y, x_test, y_test = make_data(config)
     if config.batch_size > len(x):
-        raise UserError(f"--batch-size {config.batch_size} is more than the {len(x)} images there are")
+        raise UserError(f"--batch-size {config.batch_size} is larger than the training set ({len(x)} images)")
     print(f"data: training {tuple(x.shape)}, test {tuple(x_test.shape)}; images of each class {np.bincount(y)}")
 
     minibatches = ((x[index], y[index]) for index in batches(rng, len(x), config.batch_size))

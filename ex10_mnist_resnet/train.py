@@ -5,7 +5,7 @@ Changes from ex09:
   correction, and the gradient has a way around it (He et al. 2015, 2016; --no-shortcuts takes it away).
 - Batch norm behind every convolution. Its running statistics travel in params, but no gradient reaches them.
 - Every block starts as its shortcut alone: the scale of its last batch norm is 0 at first (Goyal et al. 2017).
-- The mean of each feature map goes to the logits, with no dense layer between; dropout and learning rate to match.
+- Global average pooling: the mean of each feature map goes to the logits, with no dense layer between.
 - train(config, seed, ...) is a function of its own: exercise 14 will call it for many seeds.
 
     python ex10_mnist_resnet/train.py
@@ -92,7 +92,7 @@ def init_params(key, config):
 
 
 def conv(x, w, stride):
-    """Return the feature maps (B, H / stride, W / stride, C') of x (B, H, W, C) under the filters w (k, k, C, C')."""
+    """Return the feature maps (B, H / stride, W / stride, C') of x (B, H, W, C) under the kernels w (k, k, C, C')."""
     return jax.lax.conv_general_dilated(x, w, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
@@ -129,7 +129,7 @@ def forward(params, images, key=None, dropout=0.0):
     for block in params["blocks"]:
         x, block = residual_block(x, block, key is not None)  # (B, H, W, C)
         blocks.append(block)
-    x = x.mean((1, 2))  # (B, D): each feature map's mean
+    x = x.mean((1, 2))  # (B, D): global average pooling, the mean of each feature map
     if key is not None:  # in training
         x = x * jax.random.bernoulli(key, 1 - dropout, x.shape) / (1 - dropout)  # (B, D), of the same mean
     return x @ params["head"]["w"] + params["head"]["b"], params | {"stem": stem, "blocks": blocks}
@@ -161,7 +161,7 @@ def train_step(params, opt_state, x, y, optimizer, key, dropout):
 
 
 def evaluate(params, x, y):
-    """Return what is measured of the model on the samples x, y, by name."""
+    """Return the metrics of the model on the samples x, y, by name."""
     logits, _ = forward(params, x)  # (N, K)
     assert logits.shape[:-1] == y.shape  # y of shape (N, 1) would broadcast in the accuracy, without an error
     return {"loss": loss_fn(logits, y).item(), "accuracy": (logits.argmax(1) == y).sum().item() / len(y)}
@@ -191,7 +191,7 @@ def main(config: Config) -> dict[str, float]:
     jax.config.update("jax_default_device", device)
     x, y, x_test, y_test = make_data(config)
     if config.batch_size > len(x):
-        raise UserError(f"--batch-size {config.batch_size} is more than the {len(x)} images there are")
+        raise UserError(f"--batch-size {config.batch_size} is larger than the training set ({len(x)} images)")
     print(f"data: training {tuple(x.shape)}, test {tuple(x_test.shape)}; images of each class {np.bincount(y)}")
 
     with Run(config, {"ln 10": np.log(10)}, device.device_kind) as run:

@@ -2,9 +2,10 @@
 (N+1)th word. (Classification, the classes are all the possible words in the vocabulary, negative log likelihood loss.)"
 
 Changes from ex07:
-- The data are the words of a text, as numbers: from every T words in a row the model predicts the next one.
-- An embedding table turns each word into a vector, and the T vectors go side by side into the network (Bengio et al.
-  2003). The same table turns the last hidden vector into logits.
+- The data are the tokens of a text, here its words, as token ids: from every T tokens in a row the model predicts the
+  next one.
+- An embedding table turns each token into a vector, and the T vectors go side by side into the network (Bengio et al.
+  2003). The same table turns the last hidden vector into logits (weight tying).
 - LayerNorm, dropout, and AdamW with warm-up and cosine decay: there are few words to learn from, and many parameters.
 
     python ex11_shakespeare_ffn/train.py
@@ -108,7 +109,7 @@ class MLP(nn.Module):
     def forward(self, tokens):
         x = self.dropout(self.embedding(tokens)).flatten(1)  # (B, T · C)
         for layer, norm in zip(self.layers, self.norms):
-            x = self.dropout(norm(F.relu(layer(x))))  # (B, hidden)
+            x = self.dropout(norm(F.relu(layer(x))))  # (B, hidden), the last (B, C)
         return self.head(x)  # (B, V)
 
 
@@ -117,7 +118,7 @@ loss_fn = F.cross_entropy  # logits (B, V), tokens (B,): the mean over the batch
 
 @torch.no_grad()
 def evaluate(model, x, y):
-    """Return what is measured of the model on the samples x, y, by name."""
+    """Return the metrics of the model on the samples x, y, by name."""
     model.eval()  # without dropout
     loss, right, count = 0.0, 0, 0
     for x_part, y_part in zip(x.split(1024), y.split(1024)):  # (P, T), (P,): the logits of all would need a gigabyte
@@ -131,7 +132,7 @@ def evaluate(model, x, y):
 
 
 def learning_rate(config, step):
-    """Return the step size: a straight line up to the warm-up's end, times half a cosine down to 0."""
+    """Return the learning rate: a linear warm-up times half a cosine down to 0; its peak is just below the flag."""
     warmup = min(1, (step + 1) / config.warmup_steps)
     return config.learning_rate * warmup * (1 + math.cos(math.pi * step / config.steps)) / 2
 
@@ -143,7 +144,7 @@ def main(config: Config) -> dict[str, float]:
     train_tokens, test_tokens, vocab = read_tokens(config)
     x, y, x_test, y_test = make_data(config, train_tokens, test_tokens, device)
     if config.batch_size > len(x):
-        raise UserError(f"--batch-size {config.batch_size} is more than the {len(x)} tokens there are to predict")
+        raise UserError(f"--batch-size {config.batch_size} is larger than the training set ({len(x)} tokens)")
     sizes = f"{len(train_tokens)} training and {len(test_tokens)} test tokens"
     print(f"data: {sizes} ({(test_tokens == 0).float().mean():.1%} unknown), vocabulary {len(vocab)}")
 

@@ -1,7 +1,8 @@
 """Exercise 12: "Add a new evaluation mode: autoregressive sampling. Do this every time you evaluate the test set."
 
 Changes from ex11:
-- The model writes: it draws a word from its own prediction, appends it to what it looks back at, and draws the next.
+- The model writes: it draws a token from its own prediction, appends it to the context, and draws the next
+  (autoregressive sampling).
 - Temperature, top-k and top-p say how far from the likeliest word it may go.
 - Samples are drawn by a generator of their own, so that they change no number of the training.
 
@@ -111,7 +112,7 @@ class MLP(nn.Module):
     def forward(self, tokens):
         x = self.dropout(self.embedding(tokens)).flatten(1)  # (B, T · C)
         for layer, norm in zip(self.layers, self.norms):
-            x = self.dropout(norm(F.relu(layer(x))))  # (B, hidden)
+            x = self.dropout(norm(F.relu(layer(x))))  # (B, hidden), the last (B, C)
         return self.head(x)  # (B, V)
 
 
@@ -120,7 +121,7 @@ loss_fn = F.cross_entropy  # logits (B, V), tokens (B,): the mean over the batch
 
 @torch.no_grad()
 def evaluate(model, x, y):
-    """Return what is measured of the model on the samples x, y, by name."""
+    """Return the metrics of the model on the samples x, y, by name."""
     model.eval()  # without dropout
     loss, right, count = 0.0, 0, 0
     for x_part, y_part in zip(x.split(1024), y.split(1024)):  # (P, T), (P,): the logits of all would need a gigabyte
@@ -158,7 +159,7 @@ def sample(model, tokens, config):
 
 
 def learning_rate(config, step):
-    """Return the step size: a straight line up to the warm-up's end, times half a cosine down to 0."""
+    """Return the learning rate: a linear warm-up times half a cosine down to 0; its peak is just below the flag."""
     warmup = min(1, (step + 1) / config.warmup_steps)
     return config.learning_rate * warmup * (1 + math.cos(math.pi * step / config.steps)) / 2
 
@@ -170,7 +171,7 @@ def main(config: Config) -> dict[str, float]:
     train_tokens, test_tokens, vocab = read_tokens(config)
     x, y, x_test, y_test = make_data(config, train_tokens, test_tokens, device)
     if config.batch_size > len(x):
-        raise UserError(f"--batch-size {config.batch_size} is more than the {len(x)} tokens there are to predict")
+        raise UserError(f"--batch-size {config.batch_size} is larger than the training set ({len(x)} tokens)")
     sizes = f"{len(train_tokens)} training and {len(test_tokens)} test tokens"
     print(f"data: {sizes} ({(test_tokens == 0).float().mean():.1%} unknown), vocabulary {len(vocab)}")
 
@@ -178,7 +179,7 @@ def main(config: Config) -> dict[str, float]:
     if not len(prompt):
         raise UserError("--prompt is empty: give it a character or more")
     if config.top_k > len(vocab):
-        raise UserError(f"--top-k {config.top_k} is more than the {len(vocab)} tokens of the vocabulary")
+        raise UserError(f"--top-k {config.top_k} is larger than the vocabulary ({len(vocab)} tokens)")
 
     minibatches = DataLoader(TensorDataset(x, y), sampler=batches(rng, len(x), config.batch_size), batch_size=None)
     model = MLP(config, len(vocab)).to(device)

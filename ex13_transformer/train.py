@@ -171,7 +171,7 @@ def loss_fn(logits, y):
 
 @torch.no_grad()
 def evaluate(model, x, y):
-    """Return what is measured of the model on the samples x, y, by name."""
+    """Return the metrics of the model on the samples x, y, by name."""
     model.eval()  # without dropout
     loss, right, count = 0.0, 0, 0
     for x_part, y_part in zip(x.split(32), y.split(32)):  # (P, T), (P, T): the logits of all would need gigabytes
@@ -210,7 +210,7 @@ def sample(model, tokens, config):
 
 
 def learning_rate(config, step):
-    """Return the step size: a straight line up to the warm-up's end, times half a cosine down to 0."""
+    """Return the learning rate: a linear warm-up times half a cosine down to 0; its peak is just below the flag."""
     warmup = min(1, (step + 1) / config.warmup_steps)
     return config.learning_rate * warmup * (1 + math.cos(math.pi * step / config.steps)) / 2
 
@@ -222,7 +222,7 @@ def main(config: Config) -> dict[str, float]:
     train_tokens, test_tokens, vocab = read_tokens(config)
     x, y, x_test, y_test = make_data(config, train_tokens, test_tokens, device)
     if config.batch_size > len(x):
-        raise UserError(f"--batch-size {config.batch_size} is more than the {len(x)} tokens there are to predict")
+        raise UserError(f"--batch-size {config.batch_size} is larger than the training set ({len(x)} tokens)")
     sizes = f"{len(train_tokens)} training and {len(test_tokens)} test tokens"
     print(f"data: {sizes} ({(test_tokens == 0).float().mean():.1%} unknown), vocabulary {len(vocab)}")
 
@@ -230,7 +230,7 @@ def main(config: Config) -> dict[str, float]:
     if not len(prompt):
         raise UserError("--prompt is empty: give it a character or more")
     if config.top_k > len(vocab):
-        raise UserError(f"--top-k {config.top_k} is more than the {len(vocab)} tokens of the vocabulary")
+        raise UserError(f"--top-k {config.top_k} is larger than the vocabulary ({len(vocab)} tokens)")
 
     minibatches = DataLoader(TensorDataset(x, y), sampler=batches(rng, len(x), config.batch_size), batch_size=None)
     model = Transformer(config, len(vocab)).to(device)

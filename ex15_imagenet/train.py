@@ -2,12 +2,12 @@
 on ImageNet and see how you score, and compare to what other people have reported."
 
 Changes from ex14:
-- The photographs do not fit on the device. They are packed once, and worker processes decode random parts of them while
-  the device is busy; the time that it takes to get them is shown beside the time of a step.
-- ResNet-18, -34 and -50 with the literature's recipe: SGD with Nesterov's momentum, a warm-up, smoothed labels, weight
-  decay on weights alone; a mean of the parameters over steps, if wanted.
-- Every batch is split among all devices of this machine, each of which holds all parameters.
-- A checkpoint at every evaluation: --resume goes on from it as if nothing had been.
+- The photographs do not fit on the device. They are packed once, and worker processes decode random resized crops and
+  horizontal flips of them while the device is busy; the time per batch is shown beside the time per step.
+- ResNet-18, -34 and -50 with a 7 × 7 stem, max pooling, and the literature's recipe: SGD with Nesterov's momentum,
+  warm-up, label smoothing, weight decay on weights only; optionally an exponential moving average of the parameters.
+- Data parallelism: every batch is sharded over all devices of this machine, and the parameters are replicated.
+- A checkpoint at every evaluation: --resume continues as if the run had not been interrupted.
 - Top-5 accuracy beside top-1.
 
     python ex15_imagenet/train.py
@@ -130,7 +130,7 @@ def init_params(key, config, classes):
 
 
 def conv(x, w, stride):
-    """Return the feature maps (B, H / stride, W / stride, C') of x (B, H, W, C) under the filters w (k, k, C, C')."""
+    """Return the feature maps (B, H / stride, W / stride, C') of x (B, H, W, C) under the kernels w (k, k, C, C')."""
     w = w.astype(x.dtype)  # that of the images decides
     pads = [(len(w) // 2, len(w) // 2)] * 2  # as many zeros on either side
     return jax.lax.conv_general_dilated(x, w, (stride, stride), pads, dimension_numbers=("NHWC", "HWIO", "NHWC"))
@@ -171,11 +171,12 @@ def forward(params, images, key=None, dropout=0.0):
     x = images  # (B, H, W, 3)
     x, stem = batch_norm(conv(x, params["stem"]["w"], stride=2), params["stem"], key is not None)  # (B, H, W, C)
     x, blocks = jax.nn.relu(x), []
+    # 3 × 3 max pooling with stride 2: (B, H, W, C), H and W halved
     x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0)))
     for block in params["blocks"]:
         x, block = residual_block(x, block, key is not None)  # (B, H, W, C)
         blocks.append(block)
-    x = x.mean((1, 2), jnp.float32)  # (B, D): each feature map's mean
+    x = x.mean((1, 2), jnp.float32)  # (B, D): global average pooling, the mean of each feature map
     if key is not None:  # in training
         x = x * jax.random.bernoulli(key, 1 - dropout, x.shape) / (1 - dropout)  # (B, D), of the same mean
     return x @ params["head"]["w"] + params["head"]["b"], params | {"stem": stem, "blocks": blocks}
@@ -187,7 +188,7 @@ def loss_fn(logits, y):
 
 
 def make_optimizer(config):
-    """Return SGD with Nesterov's momentum and a schedule; weight decay is on every w alone: on no running statistic."""
+    """Return SGD with Nesterov's momentum and a schedule; weight decay on the weights w only."""
     schedule = optax.warmup_cosine_decay_schedule(0.001, config.learning_rate, config.steps // 18, config.steps)
     weights = partial(jax.tree.map_with_path, lambda path, _: path[-1].key == "w")
     return optax.chain(optax.add_decayed_weights(config.weight_decay, weights), optax.sgd(schedule, 0.9, nesterov=True))
@@ -207,16 +208,16 @@ def train_step(params, opt_state, x, y, optimizer, key, dropout):
 
 
 def update(config, optimizer, params, opt_state, mean, images, labels, step, key):
-    """Return params, opt_state and the mean of the parameters over steps after an update, and the loss (1,) before."""
+    """Return params, opt_state and the moving average of the parameters after an update, and the loss (1,) before."""
     y = optax.smooth_labels(jax.nn.one_hot(labels, len(params["head"]["b"])), config.smoothing)  # (B, K)
     images = normalise(images, config.precision)  # (B, S, S, 3)
     params, opt_state, loss = train_step(params, opt_state, images, y, optimizer, key, config.dropout)
-    keep = jnp.minimum(config.ema, (1 + step) / (10 + step))  # less at first, when there is little to keep
+    keep = jnp.minimum(config.ema, (1 + step) / (10 + step))  # a shorter average at first
     return params, opt_state, optax.incremental_update(params, mean, 1 - keep), loss[None]
 
 
 def evaluate(config, params, packed, rows):
-    """Return what is measured of the model on the images of a packed set, each of which counts once, by name."""
+    """Return the metrics of the model on the images of a packed set, each of which counts once, by name."""
     sums, numbers = np.zeros(4), imagenet.in_order(len(packed), config.batch_size)
     for batch in imagenet.load(packed, numbers, config.size, workers=config.workers):
         images, labels = jax.device_put(batch, rows)  # (B, S, S, 3), (B,)
@@ -228,7 +229,7 @@ def evaluate(config, params, packed, rows):
 
 
 def record_losses(run, step, losses):
-    """Record the losses (n,) of the n steps before `step`, for which it waits until the device has them."""
+    """Record the losses (n,) of the n steps before `step`, waiting for the device."""
     for i, loss in enumerate(np.asarray(losses), step - len(losses)):
         run.record(i, "train", loss=loss)
 
@@ -236,7 +237,7 @@ def record_losses(run, step, losses):
 def train(config, seed, x, x_val, device, rows, whole):
     """Train from the start or from a checkpoint; return the last losses and accuracies, and the speed."""
     rng = np.random.default_rng(seed)
-    minibatches = batches(rng, len(x), config.batch_size)  # (B,), and again
+    minibatches = batches(rng, len(x), config.batch_size)  # yields index arrays (B,)
     params_key, step_key = jax.random.split(jax.random.key(seed))
     params = init_params(params_key, config, len(x.classes))
     optimizer = make_optimizer(config)
@@ -245,7 +246,7 @@ def train(config, seed, x, x_val, device, rows, whole):
     if config.resume:
         state, first, resumed = checkpoint.resume_jax(config, state)
     state = jax.device_put(state, whole)
-    indices = islice(enumerate(minibatches), first, max(config.steps, first + 1))  # (step, (B,)), and again
+    indices = islice(enumerate(minibatches), first, max(config.steps, first + 1))  # yields (step, (B,))
     loaded = imagenet.load(x, indices, config.train_size, seed, (config.area, 1), config.workers)
     batch = jax.device_put(next(loaded), rows)  # (B, S, S, 3) and (B,)
     program = jax.jit(partial(update, config, optimizer), donate_argnums=(0, 1, 2), out_shardings=whole)
@@ -264,11 +265,11 @@ def train(config, seed, x, x_val, device, rows, whole):
                 run.record(step, "validation", **evaluate(config, state[2], x_val, rows))
                 waited, since = 0.0, step
                 start = time.perf_counter()
-            *state, new_losses = program(*state, *batch, step, jax.random.fold_in(step_key, step))  # does not wait
+            *state, new_losses = program(*state, *batch, step, jax.random.fold_in(step_key, step))  # returns at once
             called = time.perf_counter()
             batch = batch if config.dummy_data else jax.device_put(next(loaded, None), rows)
             waited += time.perf_counter() - called
-            record_losses(run, step, losses)  # of the call before, while the device is busy with this one
+            record_losses(run, step, losses)  # of the previous call, while the device works on this one
             losses = new_losses  # (n,)
             spent = np.array([time.perf_counter() - start, waited]) * 1000 / (step + 1 - since)
             run.latest["step ms"], run.latest["data ms"] = spent
@@ -292,11 +293,11 @@ def main(config: Config) -> dict[str, float]:
     rows, whole = jax.NamedSharding(mesh, jax.P("devices")), jax.NamedSharding(mesh, jax.P())
     x, x_val = make_data(config)
     if config.batch_size > len(x):
-        raise UserError(f"--batch-size {config.batch_size} is more than the {len(x)} images there are")
+        raise UserError(f"--batch-size {config.batch_size} is larger than the training set ({len(x)} images)")
     if config.batch_size % mesh.size:
-        raise UserError(f"--batch-size {config.batch_size} is no multiple of the {mesh.size} devices")
+        raise UserError(f"--batch-size {config.batch_size} must be a multiple of the number of devices ({mesh.size})")
     print(f"data: {len(x)} photographs for training, {len(x_val)} for validation, {len(x.classes)} classes")
-    size = f"ResNet-{config.depth}, {config.steps * config.batch_size / len(x):.4g} epochs on {mesh.size} devices"
+    size = f"ResNet-{config.depth}, {config.steps * config.batch_size / len(x):.4g} epochs, devices: {mesh.size}"
     print(f"{device.platform} preset, and your flags ({device.device_kind}): {size}")
 
     return train(config, config.seed, x, x_val, device, rows, whole)

@@ -114,7 +114,7 @@ def main(config: Config) -> None:
         raise UserError("--prompt is empty: give it a character or more")
     tokens = to_numbers(config.prompt.replace("\\n", "\n")).to(device)  # (N,)
     if config.top_k > len(model.embedding.weight):
-        raise UserError(f"--top-k {config.top_k} is more than the {len(model.embedding.weight)} tokens there are")
+        raise UserError(f"--top-k {config.top_k} is larger than the vocabulary ({len(model.embedding.weight)} tokens)")
     start = time.perf_counter()
     for number in range(config.number):
         decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a token may end in the middle of a character

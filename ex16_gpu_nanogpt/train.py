@@ -2,11 +2,11 @@
 performance from the nanoGPT repo (on the shakespeare dataset)."
 
 Changes from ex13:
-- The words are single characters, split as in nanoGPT, whose settings are presets beside better ones (--preset).
-- Made for a GPU: the text lies there, attention and AdamW are one kernel each, the model is compiled and multiplies in
-  bfloat16, and nobody waits for a loss.
-- What nanoGPT trains with: weight decay on matrices alone, clipped gradients, a learning rate that ends above 0.
-- The batches follow from the seed, and a checkpoint holds all else: --resume goes on as if nothing had been.
+- Tokens are single characters, split as in nanoGPT, whose settings are presets beside better ones (--preset).
+- Made for a GPU: the text stays there, attention and AdamW are one fused kernel each, the model is compiled and
+  multiplies in bfloat16, and the loop does not wait for the loss.
+- What nanoGPT trains with: weight decay on matrices only, gradient clipping, a learning rate that ends above 0.
+- The batches follow from the seed, and a checkpoint holds all else: --resume continues exactly where the run stopped.
 
     python ex16_gpu_nanogpt/train.py
 
@@ -213,7 +213,7 @@ def loss_fn(logits, y):
 
 @torch.no_grad()
 def evaluate(model, x, y):
-    """Return what is measured of the model on the samples x, y, by name."""
+    """Return the metrics of the model on the samples x, y, by name."""
     model.eval()  # without dropout
     loss, right, count = 0.0, 0, 0
     for x_part, y_part in zip(x.split(32), y.split(32)):  # (P, T), (P, T): the logits of all would need gigabytes
@@ -251,7 +251,7 @@ def sample(model, tokens, config):
 
 
 def learning_rate(config, step):
-    """Return the step size: a straight line up to the warm-up's end, then half a cosine down to its last share."""
+    """Return the learning rate: a linear warm-up, then half a cosine down to its final share."""
     warmup = min(1, (step + 1) / config.warmup_steps)
     progress = max(0, step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
     cosine = (1 + math.cos(math.pi * progress)) / 2
@@ -259,7 +259,7 @@ def learning_rate(config, step):
 
 
 def make_optimizer(config, model):
-    """Return AdamW as one kernel, with weight decay on matrices alone: a norm's scale has no business near 0."""
+    """Return AdamW as one kernel, with weight decay on matrices alone: the scale of a layer norm should stay near 1."""
     matrices = [param for param in model.parameters() if param.ndim >= 2]
     vectors = [param for param in model.parameters() if param.ndim < 2]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
@@ -279,18 +279,18 @@ def main(config: Config) -> dict[str, float]:
     x, y, x_val, y_val = make_data(config, train_tokens, val_tokens, device)
     blocks = len(x) // config.block_size
     if config.batch_size > blocks:
-        raise UserError(f"--batch-size {config.batch_size} is more than the {blocks} blocks that there are of the text")
+        raise UserError(f"--batch-size {config.batch_size} is larger than the text ({blocks} blocks)")
     print(f"data: {len(train_tokens)} training and {len(val_tokens)} validation characters, vocabulary {len(vocab)}")
 
     prompt = encode(data.prompt_words(config, vocab, train_tokens), vocab).to(device)  # (P,)
     if not len(prompt):
         raise UserError("--prompt is empty: give it a character or more")
     if config.top_k > len(vocab):
-        raise UserError(f"--top-k {config.top_k} is more than the {len(vocab)} tokens of the vocabulary")
+        raise UserError(f"--top-k {config.top_k} is larger than the vocabulary ({len(vocab)} tokens)")
 
     model = Transformer(config, len(vocab)).to(device)
     model.bfloat16 = speed.has_bfloat16(device)
-    print(f"preset {config.preset}, but for your flags; {device}, {'bfloat16' if model.bfloat16 else 'float32'}")
+    print(f"preset {config.preset}, with your flags on top; {device}, {'bfloat16' if model.bfloat16 else 'float32'}")
     optimizer = make_optimizer(config, model)
     start_step, state = checkpoint.resume_torch(config, vocab, model, optimizer) if config.resume else (0, None)
     compiled_model = model

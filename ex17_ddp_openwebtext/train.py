@@ -2,13 +2,13 @@
 and try to match Karpathy's implementation and performance (at GPT2 scale)."
 
 Changes from ex16:
-- torchrun starts a process for each GPU. All have the same model; each takes its part of a step's samples, and
-  DistributedDataParallel averages the gradients.
-- A step has the same samples for any number of processes. What does not fit into memory at once comes in parts, whose
-  gradients add up, and the processes talk only after the last part.
-- The text is OpenWebText in GPT-2's tokens: 18 GB in a file, of which a batch is read when it is needed.
-- When a process dies, torchrun starts all of them again (--max-restarts), and they go on from the last checkpoint.
-- A larger vocabulary, rounded up to what a GPU multiplies well, and Muon for the matrices (--muon), if you like.
+- Data parallelism: torchrun starts a process for each GPU. All have the same model; each takes its share of a step's
+  sequences, and DistributedDataParallel averages the gradients.
+- Gradient accumulation: a process splits its share into micro-batches that fit into memory, adds up their gradients,
+  and exchanges them after the last one only. A step has the same tokens for any number of processes.
+- The text is OpenWebText in GPT-2's tokens: 18 GB in a memory-mapped file, from which each batch is read.
+- When a process dies, torchrun starts all of them again (--max-restarts), and they continue from the last checkpoint.
+- GPT-2's vocabulary, padded to a multiple of 128 for fast matrix products; optionally Muon for the matrices (--muon).
 
     python ex17_ddp_openwebtext/train.py
     torchrun --standalone --nproc-per-node 8 --max-restarts 3 ex17_ddp_openwebtext/train.py
@@ -222,7 +222,7 @@ def loss_fn(logits, y):
 
 @torch.no_grad()
 def evaluate(model, x, y):
-    """Return what is measured of the model on the samples x, y, by name."""
+    """Return the metrics of the model on the samples x, y, by name."""
     model.eval()  # without dropout
     loss, right, count = 0.0, 0, 0
     for x_part, y_part in zip(x.split(8), y.split(8)):  # (P, T), (P, T): the logits of all would need gigabytes
@@ -266,7 +266,7 @@ def sample(model, tokens, config, vocab):
 
 
 def learning_rate(config, step):
-    """Return the step size: a straight line up to the warm-up's end, then half a cosine down to its last share."""
+    """Return the learning rate: a linear warm-up, then half a cosine down to its final share."""
     warmup = min(1, (step + 1) / config.warmup_steps)
     progress = max(0, step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
     cosine = (1 + math.cos(math.pi * progress)) / 2
@@ -302,7 +302,7 @@ def main(config: Config) -> dict[str, float]:
     n = len(train_tokens) - config.block_size  # offsets at which a sequence can begin
     blocks = n // config.block_size
     if config.batch_size > blocks:
-        raise UserError(f"--batch-size {config.batch_size} is more than the {blocks} blocks that there are of the text")
+        raise UserError(f"--batch-size {config.batch_size} is larger than the text ({blocks} blocks)")
     if config.batch_size % world_size:
         raise UserError(f"--batch-size {config.batch_size} must be a multiple of the {world_size} processes")
     if len(x_val) <= world_size:
@@ -315,7 +315,7 @@ def main(config: Config) -> dict[str, float]:
     if not len(prompt):
         raise UserError("--prompt is empty: give it a character or more")
     if config.top_k > vocab.n_vocab:
-        raise UserError(f"--top-k {config.top_k} is more than the {vocab.n_vocab} tokens of the vocabulary")
+        raise UserError(f"--top-k {config.top_k} is larger than the vocabulary ({vocab.n_vocab} tokens)")
 
     rows = config.batch_size // world_size  # sequences per step of this process
     counts = [count for count in range(1, rows + 1) if rows % count == 0 and rows // count <= config.micro_batch]
@@ -327,7 +327,7 @@ def main(config: Config) -> dict[str, float]:
 
     model = Transformer(config, VOCAB_SIZE).to(device)
     model.bfloat16 = config.bfloat16 and speed.has_bfloat16(device)
-    print(f"preset {config.preset}, but for your flags; {device}, {'bfloat16' if model.bfloat16 else 'float32'}")
+    print(f"preset {config.preset}, with your flags on top; {device}, {'bfloat16' if model.bfloat16 else 'float32'}")
     optimizers, flops = make_optimizers(config, model), flops_per_token(config, model)
     resumed = checkpoint.should_resume(config.resume, config.out)
     start_step, state = checkpoint.resume_torch(config, None, model, *optimizers) if resumed else (0, None)

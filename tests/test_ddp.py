@@ -437,7 +437,10 @@ def test_accumulation(ex, tokens, tmp_path, capsys):
     """Eight samples at once, or one after the other: the same losses."""
     for parts, micro_batch in ((1, 8), (2, 7), (4, 2), (8, 1)):  # at most so many; 7 do not divide 8
         train(ex, tmp_path / str(micro_batch), steps=10, micro_batch=micro_batch)
-        assert f"tokens per step: 128 = 1 processes x {parts} micro-steps x {8 // parts} sequences" in capsys.readouterr().out
+        assert (
+            f"tokens per step: 128 = 1 processes x {parts} micro-steps x {8 // parts} sequences"
+            in capsys.readouterr().out
+        )
         assert losses(tmp_path / str(micro_batch)) == pytest.approx(losses(tmp_path / "8"), abs=1e-5)
 
 
@@ -529,7 +532,16 @@ def test_presets(ex, monkeypatch):
 
 def test_sample_py_of_16(two_processes):
     script = train_py(16).parent / "sample.py"
-    flags = ["--checkpoint", two_processes / "best.pt", "--prompt", "The end", "--max-new-tokens", "20", "--device", "cpu"]
+    flags = [
+        "--checkpoint",
+        two_processes / "best.pt",
+        "--prompt",
+        "The end",
+        "--max-new-tokens",
+        "20",
+        "--device",
+        "cpu",
+    ]
     result = subprocess.run([sys.executable, script, *flags], capture_output=True, text=True, timeout=100)
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("--- sample 1\nThe end")

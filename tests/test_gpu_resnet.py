@@ -353,7 +353,7 @@ def test_short_run_learns(mnist, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (("--steps", 100, "--steps-per-call", 30), "--steps 100 is no multiple of --steps-per-call 30"),
+        (("--steps", 100, "--steps-per-call", 30), "--steps 100 must be a multiple of --steps-per-call 30"),
         (("--seeds", 0), "--seeds must be above 0"),
         (("--steps-per-call", 0), "--steps-per-call must be above 0"),
         (("--rotate", 181), "--rotate must be at least 0 and at most 1.8e+02, not 181"),

@@ -287,9 +287,9 @@ def test_sharded_equals_unsharded(tmp_path):
         [sys.executable, "-c", SHARDED, tmp_path], capture_output=True, text=True, cwd=ROOT, env=options, timeout=300
     )
     assert result.returncode == 0, result.stderr
-    assert "epochs on 4 devices" in result.stdout
+    assert "epochs, devices: 4" in result.stdout
     assert "batches in 4 parts" in result.stdout
-    assert "--batch-size 6 is no multiple of the 4 devices" in result.stdout
+    assert "--batch-size 6 must be a multiple of the number of devices (4)" in result.stdout
     one, two, four = (read_metrics(tmp_path / str(n)) for n in (1, 2, 4))
     assert list(one["train", "loss"]) == list(range(10))
     for name in one:

@@ -651,7 +651,7 @@ def test_compile_is_passed_over_in_a_dry_run(ex, tmp_path, monkeypatch):
     [
         (["--prompt", "we #1"], "--prompt: the model does not know 'w', '#', '1': its characters are"),
         (["--prompt", ""], "--prompt is empty"),
-        (["--top-k", 30], "--top-k 30 is more than the 29 words"),
+        (["--top-k", 30], "--top-k 30 is larger than the vocabulary (29 tokens)"),
         (["--block-size", 2100], "the text's 2100 validation characters must be more than --block-size 2100"),
         (["--channels", 30, "--heads", 4], "--channels 30 must be a multiple of --heads 4"),
         (["--decay-to", 2], "--decay-to must be at least 0 and at most 1"),
@@ -722,7 +722,7 @@ def test_sample_py(ex, text, tmp_path):
     assert "tokens/s on cpu, with the cache" in cached.stderr
     one_sentence(write("--prompt", "ROMEO#"), "the model does not know '#'")
     one_sentence(write("--prompt", ""), "--prompt is empty")
-    one_sentence(write("--top-k", 99), "--top-k 99 is more than the")
+    one_sentence(write("--top-k", 99), "--top-k 99 is larger than the")
     one_sentence(write("--checkpoint", tmp_path / "none.pt"), "there is no checkpoint")
 
 

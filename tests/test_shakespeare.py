@@ -607,7 +607,7 @@ def test_text_of_ones_own(number, tmp_path):
         (TEXT.encode(), ("--dropout", 1), "--dropout must be at least 0 and at most 0.99"),
         (TEXT.encode(), ("--prompt", ""), "--prompt is empty"),
         (TEXT.encode(), ("--prompt", "zounds"), "--prompt: the vocabulary lacks 'zounds'"),
-        (TEXT.encode(), ("--prompt", "the", "--top-k", 1000), "--top-k 1000 is more than the"),
+        (TEXT.encode(), ("--prompt", "the", "--top-k", 1000), "--top-k 1000 is larger than the"),
         (TEXT.encode(), ("--temperature", -1), "--temperature must be at least 0"),
         (TEXT.encode(), ("--top-p", 1.5), "--top-p must be at least 0.01 and at most 1"),
         (TEXT.encode(), ("--heads", 3), "must be a multiple of --heads 3"),
