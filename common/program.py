@@ -12,9 +12,7 @@ from itertools import pairwise
 
 from common import UserError
 
-import numpy as np
-
-LARGEST = float(np.finfo(np.float32).max)  # 3.4e38
+LARGEST = (2 - 2**-23) * 2.0**127  # of float32, 3.4e38
 LARGEST_INT = 2**53  # every library takes it
 OUT_OF_MEMORY = ("out of memory", "allocate memory", "not enough memory", "size calculation overflowed", "is too big")
 NO_OUTPUT = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # why a print fails

@@ -671,7 +671,7 @@ LIMITED = """
 import resource, sys
 import numpy as np
 from common import imagenet
-from common.record import clean_exit
+from common.program import clean_exit
 
 if __name__ == "__main__":
     pictures, _ = imagenet.made_up(3)
