@@ -87,7 +87,7 @@ def write_torch(state: dict, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as file:
-            torch.save(state, file)
+            torch.save(state, file.name)  # by name: Ctrl-C in a file of Python's looks like a full disk to torch
     except (OSError, RuntimeError) as error:  # the second is torch's own
         raise _cannot_write(path, error) from None
 
@@ -335,6 +335,6 @@ def _damaged(path: Path) -> UserError:
 
 
 def _cannot_write(path: Path, error: Exception) -> UserError:
-    reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    reason = getattr(error, "strerror", None) or "the disk takes no more"  # torch's own words are of no help
     stays = "; the last whole one stays, go on from it with --resume" if path.exists() else ""
     return UserError(f"cannot write {path} ({reason}): make room, or choose another folder{stays}")

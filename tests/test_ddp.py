@@ -482,8 +482,8 @@ def test_killed_while_it_writes_a_checkpoint(ex, tokens, tmp_path, monkeypatch):
     train(ex, tmp_path, steps=2, eval_every=2)
     before = (tmp_path / "checkpoint.pt").read_bytes()
 
-    def killed(state, file):
-        file.write(before[:1_000])
+    def killed(state, name):
+        Path(name).write_bytes(before[:1_000])
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

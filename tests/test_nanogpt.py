@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from itertools import pairwise
+from pathlib import Path
 
 from common import UserError, checkpoint, speed
 from common.record import Run
@@ -588,8 +589,8 @@ def test_checkpoint_on_a_full_disk(ex, text, tmp_path, monkeypatch):
     train(ex, tmp_path / "out", text=text, steps=2)
     before = (tmp_path / "out" / "checkpoint.pt").read_bytes()
 
-    def full(state, file):
-        file.write(b"half of it")
+    def full(state, name):
+        Path(name).write_bytes(b"half of it")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
@@ -772,3 +773,23 @@ def test_benches(tmp_path, shakespeare):
     assert "| exercise 16, nanogpt | " in result.stdout
     assert "speed: " in result.stdout
     assert "| best | " in result.stdout
+
+
+def test_ctrl_c_in_a_checkpoint(ex, text, tmp_path):
+    """While torch writes it: that is no full disk, and the last checkpoint stays."""
+    train(ex, tmp_path, text=text, steps=2)
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    code = f"""
+import os, signal, threading, torch
+from common import checkpoint
+from common.program import clean_exit
+state = {{str(i): torch.ones(100_000) for i in range(400)}}  # 160 MB
+threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGINT)).start()
+with clean_exit():
+    checkpoint.write_torch(state, checkpoint.Path({str(tmp_path / "checkpoint.pt")!r}))
+    raise SystemExit("it was not in time")
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 130, result.stderr
+    assert [path.name for path in tmp_path.glob("*.tmp")] == []
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
