@@ -61,9 +61,7 @@ class Config:
     bfloat16: bool = True  # multiply matrices in bfloat16 where the device supports it; all else is float32
     compile: bool = False  # compile the model first (torch.compile), which takes up to a minute
     eval_every: int = 250  # steps between two evaluations on the validation set, each with a sample and a checkpoint
-    resume: Literal["no", "yes", "auto"] = (
-        "auto"  # continue from the checkpoint in --out; auto: if it has the same --rdzv-id
-    )
+    resume: Literal["no", "yes", "auto"] = "auto"  # continue from the checkpoint in --out; auto: if of one --rdzv-id
     overwrite: bool = False  # replace the checkpoints in --out even if they took more than ten minutes
     timeout: int = 600  # seconds that a process waits for the others before it gives up
     prompt: str = "The"  # text that the generated samples continue
@@ -75,9 +73,7 @@ class Config:
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # device to compute on; auto is a GPU where there is one
     data: Path | None = None  # a parquet, JSON or text file of your own, or a folder of them, instead of OpenWebText
     whole: bool = False  # train on all 8 million documents of OpenWebText, not only the 100,000 of its first file
-    val_share: float | None = (
-        None  # share of the documents for validation; default: 0.0005, or 0.02 if there are fewer than 100,000
-    )
+    val_share: float | None = None  # share of documents for validation; default 0.0005, or 0.02 of fewer than 100,000
     out: Path = Path(__file__).parent / "out"  # folder for the files that the run writes
     dry_run: bool = False  # only three steps, to check that everything works
 
