@@ -279,7 +279,8 @@ def main(config: Config) -> dict[str, float]:
     x, y, x_val, y_val = make_data(config, train_tokens, val_tokens, device)
     blocks = len(x) // config.block_size
     if config.batch_size > blocks:
-        raise UserError(f"--batch-size {config.batch_size} is larger than the text ({blocks} blocks)")
+        there = f"{max(0, blocks)} blocks of --block-size {config.block_size} tokens"
+        raise UserError(f"--batch-size {config.batch_size} is larger than the training text ({there})")
     print(f"data: {len(train_tokens)} training and {len(val_tokens)} validation characters, vocabulary {len(vocab)}")
 
     prompt = encode(data.prompt_words(config, vocab, train_tokens), vocab).to(device)  # (P,)

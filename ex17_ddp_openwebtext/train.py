@@ -298,7 +298,8 @@ def main(config: Config) -> dict[str, float]:
     n = len(train_tokens) - config.block_size  # offsets at which a sequence can begin
     blocks = n // config.block_size
     if config.batch_size > blocks:
-        raise UserError(f"--batch-size {config.batch_size} is larger than the text ({blocks} blocks)")
+        there = f"{max(0, blocks)} blocks of --block-size {config.block_size} tokens"
+        raise UserError(f"--batch-size {config.batch_size} is larger than the training text ({there})")
     if config.batch_size % world_size:
         raise UserError(f"--batch-size {config.batch_size} must be a multiple of the {world_size} processes")
     if len(x_val) <= world_size:

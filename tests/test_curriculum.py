@@ -118,3 +118,54 @@ def test_links_lead_somewhere():
     for path in [ROOT / "README.md", *pages, *(ROOT / exercise.folder / "README.md" for exercise in BUILT)]:
         for target in re.findall(r"\]\((?!http)([^)#]+)\)", path.read_text(encoding="utf-8")):
             assert (path.parent / target).exists(), f"{path}: {target}"
+
+
+GONE = (  # words that the field does not use for these things, and halves of sentences
+    *(
+        "words/s",
+        "flops_per_word",
+        "sample_words",
+        "words_per_second",
+        "drawn at random",
+        "what is measured of the model",
+    ),
+    *("is no multiple of", "but for your flags", "as if nothing had been", "share of it that is left"),
+)
+NAMED = {  # terms that a person who looks for them finds in these programs
+    9: ("kernel", "receptive field", "Dropout", "memorises"),
+    10: ("Residual", "Batch norm", "Global average pooling"),
+    14: ("augmentation", "bfloat16", "augment(", "normalise("),
+    15: (
+        "max pooling",
+        "random resized crop",
+        "horizontal flip",
+        "exponential moving average",
+        "label smoothing",
+        "Data parallelism",
+        "sharded",
+        "replicated",
+        "centre crop",
+        "weight decay",
+    ),
+    11: ("token", "weight tying", "context length", "warm-up"),
+    12: ("autoregressive sampling", "nucleus", "top-k", "temperature", "max_new_tokens"),
+    13: ("self-attention", "positions", "attention heads"),
+    16: ("gradient clipping", "weight decay on matrices", "flops_per_token", "compiled_model", "start_step"),
+    17: (
+        "Gradient accumulation",
+        "grad_accum_steps",
+        "micro_step",
+        "world_size",
+        "tokens_per_step",
+        "offsets",
+        "ddp_model",
+    ),
+}
+
+
+@pytest.mark.parametrize("exercise", BUILT, ids=lambda exercise: exercise.folder)
+def test_the_words_of_the_field(exercise):
+    source = train_py(exercise.number).read_text(encoding="utf-8")
+    assert [word for word in GONE if word in source] == []
+    text = " ".join(source.replace("\n#", "\n").split())
+    assert [term for term in NAMED.get(exercise.number, ()) if term not in text] == []
