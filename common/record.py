@@ -157,11 +157,15 @@ class Run:
     def state(self) -> dict:
         """Return what a checkpoint needs for `resume`: lengths of the files, latest and least metrics, the seconds."""
         self._record_waiting()
-        files = [self.out / name for name in HISTORY if (self.out / name).exists()]
-        for path in files:
-            with open(path, "rb+") as file:
-                os.fsync(file.fileno())  # so that no checkpoint is newer than what it tells of
-        sizes = {path.name: path.stat().st_size for path in files}
+        sizes = {}
+        try:
+            for name in HISTORY:
+                if (self.out / name).exists():
+                    with open(self.out / name, "rb+") as file:
+                        os.fsync(file.fileno())  # so that no checkpoint is newer than what it tells of
+                        sizes[name] = os.fstat(file.fileno()).st_size
+        except OSError as error:  # somebody has just deleted it
+            raise self._cannot_write(self.out, error) from None
         seconds = time.perf_counter() - self._start
         self._write_json("run.json", self._about | {"seconds": round(seconds, 3)})
         return {"sizes": sizes, "latest": dict(self.latest), "least": dict(self.least), "seconds": seconds}
