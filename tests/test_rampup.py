@@ -578,7 +578,8 @@ def pages(tmp_path_factory):
 
 
 def test_site_has_a_page_for_each(pages):
-    assert set(pages) == {f"{e.folder}.html" for e in BUILT} | {"index.html", "it-does-not-learn.html", "errata.html"}
+    others = {"index.html", "it-does-not-learn.html", "glossary.html", "errata.html"}
+    assert set(pages) == {f"{e.folder}.html" for e in BUILT} | others
     index = Page(pages["index.html"].read_text(encoding="utf-8"))
     assert {f"{e.folder}.html" for e in BUILT} <= set(index.values("href"))
     for exercise in BUILT:
@@ -587,6 +588,29 @@ def test_site_has_a_page_for_each(pages):
         assert "What to expect" in text
         assert "mean ± standard deviation" in text
         assert not exercise.parent or f"The change from exercise {exercise.parent}, line by line" in text
+
+
+def test_glossary(pages):
+    """Its terms are in order, each is in the lesson that it links to, and every page of the site links to it."""
+    text = (site.PAGES / "glossary.md").read_text(encoding="utf-8")
+    rows = [line.strip("|").split(" | ") for line in text.splitlines() if line.startswith("| **")]
+    assert len(rows) >= 90
+    assert all(len(row) == 3 for row in rows)
+    names = [row[0].replace("*", "").casefold() for row in rows]
+    assert names == sorted(set(names))
+    assert all('href="glossary.html"' in path.read_text(encoding="utf-8") for path in pages.values())
+    missing = []
+    for terms, _, lessons in rows:
+        links = re.findall(r"\[(\d+)\]\((\S+)\)", lessons)
+        assert links
+        for number, target in links:
+            folder = find_exercise(int(number)).folder
+            assert (site.PAGES / target).resolve() == ROOT / folder / "README.md"
+            lesson = " ".join((ROOT / folder / "README.md").read_text(encoding="utf-8").split()).casefold()
+            for term in re.findall(r"\*\*(.+?)\*\*", terms):
+                if not re.search(rf"\b{re.escape(term.casefold())}", lesson):
+                    missing.append(f"{term} ({number})")
+    assert missing == []
 
 
 def test_site_leads_nowhere_that_is_not_there(pages):
