@@ -252,6 +252,8 @@ def _read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict]:
     try:
         with np.load(path) as file:
             arrays = {name: file[name] for name in file.files}
+        if any(isinstance(array, bytes) for array in arrays.values()):  # whose file in it does not begin as an array's
+            raise ValueError("something else than an array")
         notes = json.loads(str(arrays.pop("notes")))
         return arrays, {name: notes[name] for name in ("config", "step", "run")}
     except FileNotFoundError:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import zipfile
 import time
 from types import SimpleNamespace
 
@@ -472,6 +473,10 @@ def test_checkpoint_that_is_another_is_refused(made_up, tmp_path):
         ex.main(config)
     content = (tmp_path / "checkpoint.npz").read_bytes()
     (tmp_path / "checkpoint.npz").write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match=r"checkpoint.npz is damaged"):
+        ex.preset(ex.Config(resume=True, out=tmp_path))
+    with zipfile.ZipFile(tmp_path / "checkpoint.npz", "w") as file:  # its sums are right, but what is in it is no array
+        file.writestr("0.npy", bytes(100))
     with pytest.raises(UserError, match=r"checkpoint.npz is damaged"):
         ex.preset(ex.Config(resume=True, out=tmp_path))
     assert (tmp_path / "metrics.csv").read_bytes() == history
