@@ -6,8 +6,8 @@ import os
 import signal
 import subprocess
 import sys
-import zipfile
 import time
+import zipfile
 from types import SimpleNamespace
 
 from common import UserError, checkpoint, imagenet
