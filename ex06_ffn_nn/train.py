@@ -43,7 +43,7 @@ class Config:
     dry_run: bool = False  # only three steps, to check that everything works
 
     def __post_init__(self):
-        check_config(self, num_samples=2, num_features=2, twist=0)  # a covariance matrix needs 2 samples, 2 features
+        check_config(self, num_samples=2, num_features=2, twist=0)  # a covariance matrix needs two
         if self.batch_size > self.num_samples:
             raise ValueError(f"--batch-size {self.batch_size} is larger than the training set ({self.num_samples})")
 
