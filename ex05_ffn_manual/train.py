@@ -62,7 +62,7 @@ def make_data(config, rng):
     truth = x @ np.eye(config.num_features, config.num_classes) * 90.0  # (N, K): logit k is feature k, the last is 0
     y = (truth + rng.gumbel(size=truth.shape)).argmax(1)  # (N,): a draw from softmax(truth) (Gumbel-max trick)
     plane = x[:, 0] + 1j * x[:, 1]  # (N,): the first two features as complex numbers
-    plane *= np.exp(1j * config.twist * np.abs(plane))  # rotated about the origin by an angle that grows with the distance
+    plane *= np.exp(1j * config.twist * np.abs(plane))  # rotated by an angle that grows with the distance
     x[:, 0], x[:, 1] = plane.real, plane.imag  # (N,), (N,)
     return torch.from_numpy(x), torch.from_numpy(y), torch.from_numpy(truth)
 
