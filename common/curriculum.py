@@ -100,7 +100,7 @@ EXERCISES = (
         14,
         "Switch from MNIST to ImageNet. Adjust your resnet setup by copying the literature. Do a multi-day run on "
         "ImageNet and see how you score, and compare to what other people have reported.",
-        budget=270,
+        budget=290,
     ),
     Exercise(
         16,

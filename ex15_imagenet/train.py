@@ -17,7 +17,7 @@ Imagenette, which it downloads by default, has ten times as many; neither that n
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
@@ -53,9 +53,10 @@ class Config:
     ema: float = 0.0  # decay of an exponential moving average (EMA) of the parameters, used in evaluation; 0: none
     precision: Literal["float32", "bfloat16"] = "float32"  # number format of the convolutions
     batch_size: int = 128  # batch size: images per step, B
-    steps: int = 800  # training steps
+    epochs: float | None = None  # epochs to train, a fraction allowed: with them the other flags fit any batch size
+    steps: int | None = None  # training steps, instead of --epochs
     learning_rate: float = 0.1  # peak learning rate, after a linear warm-up; it decays to 0 along a half cosine
-    eval_every: int = 100  # steps between two evaluations on the validation set, each with a checkpoint
+    eval_every: int | None = None  # steps between validations, each with a checkpoint; None: an epoch, at most 20
     resume: bool = False  # continue from the checkpoint in --out; flags that you do not give are the checkpoint's
     overwrite: bool = False  # replace the checkpoints in --out even if they took more than ten minutes
     seed: int = 0  # random seed
@@ -66,18 +67,21 @@ class Config:
     def __post_init__(self):
         check_config(self, area=(0.01, 1), dropout=(0, 0.99), smoothing=(0, 1), weight_decay=0, ema=(0, 1), workers=0)
         if self.dry_run:
-            self.steps = min(self.steps, DRY_RUN_STEPS)
+            self.steps = min(self.steps or DRY_RUN_STEPS, DRY_RUN_STEPS)
 
 
 def preset(flags):
     """Return the defaults of all flags: those of the checkpoint to resume, or those above, or on a GPU ResNet-50's."""
+    if flags.epochs and flags.steps and not flags.dry_run:
+        raise UserError("--epochs and --steps both say how long to train: give one of them")
     if flags.resume:
-        return checkpoint.load_flags(Config, flags.out / "checkpoint.npz")
+        config = checkpoint.load_flags(Config, flags.out / "checkpoint.npz")
+        return replace(config, steps=None, eval_every=None) if flags.epochs else config
     if jax_device(flags.device).platform == "cpu":
-        return Config()
-    sizes = {"size": 224, "train_size": 224, "area": 0.08, "steps": 16 * 5004, "eval_every": 5004}  # 16 epochs
+        return Config(epochs=11)
+    sizes = {"size": 224, "train_size": 224, "area": 0.08, "epochs": 16}
     if flags.data == Config.data and not flags.dummy_data:  # Imagenette's short sides have 160 pixels
-        sizes = {"size": 160, "train_size": 128, "steps": 80 * 36, "eval_every": 5 * 36}  # 80 epochs
+        sizes = {"size": 160, "train_size": 128, "epochs": 80}
     recipe = {"smoothing": 0.1, "weight_decay": 1e-4, "precision": "bfloat16"}
     return Config(flags.data, workers=16, depth=50, channels=64, batch_size=256, **sizes, **recipe)
 
@@ -296,8 +300,12 @@ def main(config: Config) -> dict[str, float]:
         raise UserError(f"--batch-size {config.batch_size} is larger than the training set ({len(x)} images)")
     if config.batch_size % mesh.size:
         raise UserError(f"--batch-size {config.batch_size} must be a multiple of the number of devices ({mesh.size})")
+    epoch = len(x) // config.batch_size  # steps
+    config.steps = config.steps or max(1, round(config.epochs * epoch))
+    config.epochs = config.steps / epoch
+    config.eval_every = config.eval_every or max(epoch, config.steps // 20)
     print(f"data: {len(x)} photographs for training, {len(x_val)} for validation, {len(x.classes)} classes")
-    size = f"ResNet-{config.depth}, {config.steps * config.batch_size / len(x):.4g} epochs, devices: {mesh.size}"
+    size = f"ResNet-{config.depth}, {config.epochs:.4g} epochs, devices: {mesh.size}"
     print(f"{device.platform} preset, and your flags ({device.device_kind}): {size}")
 
     return train(config, config.seed, x, x_val, device, rows, whole)

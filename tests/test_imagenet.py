@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -279,6 +280,34 @@ try:
 except Exception as error:
     print(error)
 """
+
+
+def test_commands_for_several_gpus(tmp_path):
+    """The README's, with as many simulated devices; epochs are the same share of an epoch whatever the batch size."""
+    text = (ROOT / "ex15_imagenet" / "README.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^\| (\d) \| `python ex15_imagenet/train.py (.*)` \|$", text, re.MULTILINE)
+    assert [int(number) for number, _ in commands] == [1, 4, 8]
+    small = ["--dry-run", "--channels", 4, "--size", 32, "--train-size", 32, "--workers", 0, "--device", "cpu"]
+    for number, flags in commands:
+        options = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={number}"}
+        result = run(15, *flags.split(), *small, "--out", tmp_path / number, env=options)
+        assert result.returncode == 0, result.stderr
+        assert f"epochs, devices: {number}\n" in result.stdout
+
+
+def test_epochs(tmp_path):
+    """Steps and evaluations follow from them, anew when a run goes on for more; with --steps they contradict it."""
+    flags = [*AS_FLAGS, "--batch-size=1000", "--dummy-data", f"--out={tmp_path}"]  # 10,000 images
+    assert run(15, *flags, "--epochs=0.2").returncode == 0
+    assert list(read_metrics(tmp_path)["train", "loss"]) == [0, 1]
+    result = run(15, "--resume", "--epochs=1.2", f"--out={tmp_path}")
+    assert result.returncode == 0, result.stderr
+    series = read_metrics(tmp_path)
+    assert list(series["train", "loss"]) == list(range(12))
+    assert list(series["validation", "loss"]) == [0, 10, 12]
+    result = run(15, *flags, "--epochs=1", "--steps=3")
+    assert result.returncode == 1
+    assert result.stderr == "error: --epochs and --steps both say how long to train: give one of them\n"
 
 
 def test_sharded_equals_unsharded(tmp_path):
