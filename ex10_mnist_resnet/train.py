@@ -71,7 +71,7 @@ def batches(rng, n, batch_size):
 def init_layer(key, shape, scale=1.0):
     """Return a convolution's weight of this shape (k, k, C, C'), and its batch norm's scale and bias (C',)."""
     w = jax.random.normal(key, shape) * np.sqrt(2 / np.prod(shape[:-1]))  # (k, k, C, C'), by He's rule (exercise 5)
-    return {"w": w, "scale": jnp.full(shape[-1], scale), "bias": jnp.zeros(shape[-1])}
+    return {"w": w, "scale": scale * jnp.ones(shape[-1]), "bias": jnp.zeros(shape[-1])}
 
 
 def init_params(key, config):
@@ -119,7 +119,7 @@ def batch_norm(x, layer, stats, training):
     mean, var = stats["mean"], stats["var"]  # (C,), (C,)
     if training:
         mean = x.mean((0, 1, 2))  # (C,)
-        var = jnp.maximum((x**2).mean((0, 1, 2)) - mean**2, 0)  # (C,): with the mean in one pass over x
+        var = x.var((0, 1, 2))  # (C,)
         n = x[..., 0].size  # B · H · W
         unbiased = var * n / max(n - 1, 1)  # (C,), as torch keeps it
         stats = {"mean": 0.9 * stats["mean"] + 0.1 * mean, "var": 0.9 * stats["var"] + 0.1 * unbiased}
