@@ -5,7 +5,7 @@ import sys
 
 
 class UserError(Exception):
-    """Something the user can mend; the message is one sentence: what is wrong, and what to do about it."""
+    """Something the user can fix; the message is one sentence: what is wrong, what was expected, what to do."""
 
 
 def _on_error(kind, error, traceback) -> None:
