@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 class UserError(Exception):
-    """Something the user can mend; the message is one sentence: what is wrong, and what to do about it."""
+    """Something the user can fix; the message is one sentence: what is wrong, what was expected, what to do."""
 
 
 def leave_at_once(*_) -> None:

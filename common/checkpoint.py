@@ -1,7 +1,7 @@
-"""Files that are whole or not there, and checkpoints: all of a run that --resume needs, of torch and of JAX.
+"""Files that are written whole or not at all, and checkpoints of torch and JAX: all of a run that --resume needs.
 
-A checkpoint is a zip file with checksums, in torch's or numpy's format. Nothing in it is run or believed: the checksums
-are verified, and what does not fit the program that reads it is refused in one sentence.
+A checkpoint is a zip file with checksums, in torch's or numpy's format. No code in it is run, the checksums are
+verified, and what does not fit the program that reads it is refused with one sentence.
 """
 
 import json
@@ -24,8 +24,8 @@ from common import UserError
 import numpy as np
 
 RUN_ID = os.environ.get("TORCHELASTIC_RUN_ID", "none")  # torchrun's --rdzv-id; with --standalone it draws one
-SHAPE = ("layers", "heads", "channels", "block_size", "bias", "muon")  # flags that fit a checkpoint, or not
-MOMENTS = {"AdamW": {"step", "exp_avg", "exp_avg_sq"}, "Muon": {"momentum_buffer"}}  # that an optimizer keeps
+SHAPE = ("layers", "heads", "channels", "block_size", "bias", "muon")  # flags that must be the checkpoint's
+MOMENTS = {"AdamW": {"step", "exp_avg", "exp_avg_sq"}, "Muon": {"momentum_buffer"}}  # what each keeps
 WRONG = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError, EOFError, OSError)
 DAMAGED = (
     *WRONG,
@@ -40,10 +40,10 @@ DAMAGED = (
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """Give a file to write bytes to, which takes the name `path` when it is complete and on the disk.
+    """Yield a file to write bytes to, which gets the name `path` when it is complete and on the disk.
 
-    Until then, and for good where something is raised, whatever had that name keeps it. The bytes lie beside it under
-    a name that ends in .tmp; what a killed process left there is replaced. Raises OSError where the disk takes no more.
+    Until then, and also if anything is raised, an old file of that name stays. The bytes are written to a file beside
+    it whose name ends in .tmp; one that a killed process left is replaced. Raises OSError if the disk is full.
     """
     temporary = path.with_name(f"{path.name}.tmp")
     temporary.unlink(missing_ok=True)
@@ -81,7 +81,7 @@ def save_best(run, step: int, vocab: list[str] | None, model) -> None:
 
 
 def write_torch(state: dict, path: Path) -> None:
-    """Write a state as a torch file; one that is there stays until the new one is whole. UserError where it cannot."""
+    """Write a state to a torch file; an old one stays until the new one is complete. UserError if that fails."""
     import torch
 
     try:
@@ -95,7 +95,7 @@ def write_torch(state: dict, path: Path) -> None:
 def read_torch(kind, path: Path) -> dict:
     """Return what a checkpoint holds, on the CPU, its flags as a config of the dataclass `kind`.
 
-    Raises UserError where there is no such file, and where it is damaged or of another program.
+    Raises UserError if there is no such file, or if it is damaged or was written by another program.
     """
     state = _read_torch(path)
     try:
@@ -103,39 +103,39 @@ def read_torch(kind, path: Path) -> dict:
         if not all(isinstance(name, str) and value.isfinite().all() for name, value in model.items()):
             raise ValueError("a number that is not finite")
         if vocab is not None and not (isinstance(vocab, list) and all(isinstance(word, str) for word in vocab)):
-            raise ValueError("a vocabulary that is none")
+            raise ValueError("not a vocabulary")
         return state | {"config": _config(kind, state["config"])}
     except WRONG:
         raise _damaged(path) from None
 
 
 def load_flags(kind, path: Path, preset: str = "auto"):
-    """Return the flags of a checkpoint as the dataclass `kind`; raises UserError where its preset is another."""
+    """Return the flags of a checkpoint as the dataclass `kind`; raises UserError if it has another preset."""
     notes = _read_torch(path, tensors=False) if path.suffix == ".pt" else _read_arrays(path)[1]
     try:
         config = _config(kind, notes["config"])
     except WRONG:
         raise _damaged(path) from None
     if preset not in ("auto", getattr(config, "preset", "auto")):
-        raise UserError(f"the checkpoint {path} is of --preset {config.preset}, not {preset}: leave --preset out")
+        raise UserError(f"the checkpoint {path} has --preset {config.preset}, not {preset}: leave --preset out")
     config.out = path.parent
     return config
 
 
 def should_resume(resume: str, out: Path) -> bool:
-    """Return whether to go on from the checkpoint in `out`; "auto": if the same torchrun wrote it, which starts again.
+    """Return whether to resume from the checkpoint in `out`; "auto": if this torchrun wrote it before a restart.
 
-    How often it has done that is not asked: every host counts for itself.
+    The number of restarts is ignored, because each host has its own count.
     """
     auto = resume == "auto" and RUN_ID != "none" and (out / "checkpoint.pt").exists()
     return resume == "yes" or (auto and _read_torch(out / "checkpoint.pt", tensors=False).get("torchrun") == RUN_ID)
 
 
 def resume_torch(config, vocab: list[str] | None, model, *optimizers) -> tuple[int, dict]:
-    """Put the checkpoint in `config.out` back; return its step, and what `Run` needs to go on from there.
+    """Load the checkpoint in `config.out`; return its step, and what `Run` needs to continue from there.
 
-    What the flags say of the optimizers holds, not what they were. Ends the program where nothing is left to do. Raises
-    UserError as `read_torch` does, and where model, vocabulary or number of steps are others.
+    The optimizers' settings come from the flags, not from the checkpoint. Ends the program if nothing is left to do.
+    Raises UserError as `read_torch` does, and if model, vocabulary or number of steps do not fit.
     """
     import torch
 
@@ -143,12 +143,12 @@ def resume_torch(config, vocab: list[str] | None, model, *optimizers) -> tuple[i
     _refuse_dry_run(config)
     state = read_torch(type(config), path)
     for name in SHAPE:
-        was = getattr(state["config"], name, None)
-        if was != getattr(config, name, None):
-            flag = "--" + name.replace("_", "-")
-            raise UserError(f"the checkpoint {path} is of a model of {flag} {was}: give that, or train anew")
+        was, now = (getattr(each, name, None) for each in (state["config"], config))
+        if was != now:
+            flag = f"--{name.replace('_', '-')} {was}, not {now}"
+            raise UserError(f"the checkpoint {path} has a model with {flag}: give its flags, or start a new run")
     if state["vocab"] != vocab:
-        raise UserError(f"the checkpoint {path} is of a text with another vocabulary: give its --text, or train anew")
+        raise UserError(f"the checkpoint {path} is for another vocabulary: give the --text it had, or start a new run")
     try:
         step, run = _progress(config, state)
         ours = {name: value.shape for name, value in model.state_dict().items()}
@@ -168,7 +168,7 @@ def resume_torch(config, vocab: list[str] | None, model, *optimizers) -> tuple[i
 
 
 def _read_torch(path: Path, tensors: bool = True) -> dict:
-    """Return what torch reads of a file whose checksums are right; without `tensors` those of the notes alone are."""
+    """Verify the checksums of a file and return what torch reads from it; without `tensors` only those of the notes."""
     import torch
 
     try:
@@ -182,14 +182,14 @@ def _read_torch(path: Path, tensors: bool = True) -> dict:
         if not isinstance(state, dict):
             raise TypeError("not a dictionary")
     except FileNotFoundError:
-        raise UserError(f"there is no checkpoint {path}: train without --resume first, or name another") from None
+        raise UserError(f"there is no checkpoint {path}: train without --resume first, or name another file") from None
     except DAMAGED:
         raise _damaged(path) from None
     return state
 
 
 def _check_moments(optimizer, moments: dict, step: int) -> None:
-    """Raise ValueError unless an optimizer's state has what it must have of every parameter."""
+    """Raise ValueError unless an optimizer's state has what it needs for every parameter."""
     params = [param for group in optimizer.param_groups for param in group["params"]]
     if set(moments) != set(range(len(params)) if step else ()):
         raise ValueError("not of these parameters")
@@ -207,7 +207,7 @@ def _check_moments(optimizer, moments: dict, step: int) -> None:
 def save_jax(run, step: int, state) -> None:
     """Write checkpoint.npz into the run's folder: the arrays of a pytree, the flags, and how far the run had come.
 
-    Raises UserError where the disk takes no more; the last whole checkpoint stays.
+    Raises UserError if the disk is full; the previous checkpoint stays.
     """
     path, notes = run.out / "checkpoint.npz", json.dumps(_notes(run, step))
     try:
@@ -220,8 +220,8 @@ def save_jax(run, step: int, state) -> None:
 def resume_jax(config, state) -> tuple[object, int, dict]:
     """Return the arrays of the checkpoint in `config.out` as a pytree like `state`, its step, and what `Run` needs.
 
-    Each has the type of its leaf of `state`. Ends the program where nothing is left to do. Raises UserError
-    where there is no checkpoint, and where it is damaged, of another architecture, or of more steps.
+    Each gets the dtype of its leaf in `state`. Ends the program if nothing is left to do. Raises UserError if there
+    is no checkpoint, or if it is damaged, has another architecture, or has more steps.
     """
     import jax
 
@@ -232,9 +232,9 @@ def resume_jax(config, state) -> tuple[object, int, dict]:
     for name in {**ours, **arrays}:
         there, here = (found[name].shape if name in found else "none" for found in (arrays, ours))
         if there != here:
-            reason = f"{name} has shape {there} there, {here} here"
+            reason = f"{name} has shape {there} in it, but {here} with your flags"
             raise UserError(
-                f"the checkpoint {path} is of another architecture: {reason}; give its flags, or train anew"
+                f"the checkpoint {path} has another architecture ({reason}): give its flags, or start a new run"
             )
     try:
         step, run = _progress(config, notes)
@@ -275,7 +275,7 @@ def _leaves(state) -> dict:
 
 def _notes(run, step: int) -> dict:
     flags = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(run.config).items()}
-    del flags["out"]  # which may have another name when it is read
+    del flags["out"]  # the folder may be renamed later
     return {"config": flags, "step": step, "run": run.state()}
 
 
@@ -283,7 +283,7 @@ def _config(kind, flags: dict):
     """Return saved flags as the dataclass `kind`; raises ValueError or KeyError where one is missing or wrong."""
     values = {}
     for field in fields(kind):
-        if field.name in ("out", "resume", "overwrite"):  # which are of the run that goes on
+        if field.name in ("out", "resume", "overwrite"):  # of the new command
             continue
         value = (
             flags[field.name] if field.name in flags or field.name != "text" else None
@@ -301,24 +301,24 @@ def _config(kind, flags: dict):
 
 
 def _progress(config, notes: dict) -> tuple[int, dict]:
-    """Return a checkpoint's step and its run's state; raises ValueError, TypeError or KeyError where they are none."""
+    """Return a checkpoint's step and its run's state; ValueError, TypeError or KeyError if they are invalid."""
     step, run = notes["step"], notes["run"]
     counts = [step, *run["sizes"].values()]
     measured = [*run["latest"].values(), *run["least"].values(), run["seconds"]]
     if not all(isinstance(count, int) and count >= 0 for count in counts) or not all(map(math.isfinite, measured)):
-        raise ValueError("numbers that are none")
+        raise ValueError("invalid numbers")
     if step > config.steps:
-        there = f"the checkpoint in {config.out} has {step} steps, --steps {config.steps} is less"
-        raise UserError(f"{there}: ask for more, or train anew into another --out")
+        there = f"the checkpoint in {config.out} has {step} steps, more than --steps {config.steps}"
+        raise UserError(f"{there}: give a larger --steps, or start a new run in another --out")
     return step, run
 
 
 def _end_if_finished(config, step: int) -> None:
-    """End the program, with exit code 0, where a run has made all its steps and written all its files."""
+    """End the program, with exit code 0, if a run has made all its steps and written all its files."""
     if step == config.steps and all((config.out / name).exists() for name in ("result.json", "loss.png")):
-        print(f"all {step} steps are made, and {config.out / 'result.json'} has the result: nothing is left to do")
+        print(f"the run is complete: it has made all {step} steps, and its result is in {config.out / 'result.json'}")
         print(
-            "to go on, ask for more with --steps; to train anew, choose another --out (with torchrun a new --rdzv-id)"
+            "to continue it, give a larger --steps; to start a new run, give another --out (torchrun: a new --rdzv-id)"
         )
         sys.exit(0)
 
@@ -326,17 +326,17 @@ def _end_if_finished(config, step: int) -> None:
 def _refuse_dry_run(config) -> None:
     if config.dry_run:
         raise UserError(
-            "--resume goes on with a real run, --dry-run makes three steps of its own: leave one of them out"
+            "--resume and --dry-run cannot be combined (a dry run always starts at step 0): leave one of them out"
         )
 
 
 def _damaged(path: Path) -> UserError:
     return UserError(
-        f"{path} is damaged, or no checkpoint of this exercise, and was not used: name another, or train anew"
+        f"{path} is damaged, or it is not a checkpoint of this exercise: name another file, or start a new run"
     )
 
 
 def _cannot_write(path: Path, error: Exception) -> UserError:
-    reason = getattr(error, "strerror", None) or "the disk takes no more"  # torch's own words are of no help
-    stays = "; the last whole one stays, go on from it with --resume" if path.exists() else ""
-    return UserError(f"cannot write {path} ({reason}): make room, or choose another folder{stays}")
+    reason = getattr(error, "strerror", None) or "the disk may be full"  # torch's own message does not help
+    stays = "; the previous checkpoint is kept: continue from it with --resume" if path.exists() else ""
+    return UserError(f"cannot write {path} ({reason}): free some space, or choose another folder{stays}")

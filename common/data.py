@@ -1,4 +1,4 @@
-"""Real data: look in data/, verify, and only then download; and words of texts, there and back."""
+"""Real data: look in data/, verify, and only then download; and split a text into words, and join them again."""
 
 import gzip
 import hashlib
@@ -24,13 +24,13 @@ MNIST_MIRRORS = (
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
     "https://storage.googleapis.com/cvdf-datasets/mnist/",
 )
-MNIST = {  # images and labels: the sha256 of each file, and its bytes
+MNIST = {  # sha256 and size in bytes of each file
     "train-images-idx3-ubyte.gz": ("440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609", 9_912_422),
     "train-labels-idx1-ubyte.gz": ("3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c", 28_881),
     "t10k-images-idx3-ubyte.gz": ("8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6", 1_648_877),
     "t10k-labels-idx1-ubyte.gz": ("f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6", 4_542),
 }
-MNIST_CONTENTS = {  # the sha256 of what is packed in them
+MNIST_CONTENTS = {  # sha256 of their decompressed contents
     "train-images-idx3-ubyte.gz": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
     "train-labels-idx1-ubyte.gz": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
     "t10k-images-idx3-ubyte.gz": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
@@ -41,8 +41,8 @@ SHAKESPEARE_MIRRORS = (
     "https://cdn.jsdelivr.net/gh/karpathy/char-rnn@master/data/tinyshakespeare/",
 )
 SHAKESPEARE = ("86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed", 1_115_394)  # sha256, bytes
-TIMEOUT, LEAST = 30.0, 10_000  # a mirror that sends fewer than so many bytes in so many seconds is given up
-LARGEST = 2 * 2**30  # bytes of a file whose size is not known: where a mirror that never ends is cut off
+TIMEOUT, LEAST = 30.0, 10_000  # give up a mirror that sends fewer than LEAST bytes in TIMEOUT seconds
+LARGEST = 2 * 2**30  # most bytes to download where the size of the file is not known
 # A character of the scripts that leave no space between words, or of their punctuation, is a word by itself.
 SPACELESS = r"(?!\p{M})[\p{Han}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\u3001-\u30ff\uff00-\uffef]"
 WORD = regex.compile(rf"(?:(?!{SPACELESS})[\p{{L}}\p{{M}}'’])+|\n|[^\s\ufeff]\p{{M}}*")  # M: marks; ufeff: a BOM
@@ -61,8 +61,8 @@ def mnist(dry_run: bool = False) -> tuple[tuple[np.ndarray, np.ndarray], tuple[n
     """Return MNIST's training and test set, each as images (N, 28, 28) and labels (N,), uint8.
 
     LeCun, Cortes, Burges, "The MNIST database of handwritten digits": 60,000 and 10,000 images. With `dry_run`, random
-    images of the same shape instead, 1,000 and 200, and nothing is read. Raises DataError where a file cannot be had
-    or is damaged.
+    images of the same shape instead, 1,000 and 200, and nothing is read. Raises DataError if a file is missing or
+    damaged and cannot be downloaded.
     """
     if dry_run:
         rng = np.random.default_rng(0)
@@ -73,7 +73,7 @@ def mnist(dry_run: bool = False) -> tuple[tuple[np.ndarray, np.ndarray], tuple[n
 
 
 def _read_idx(name: str) -> np.ndarray:
-    """Return the array of one of MNIST's files; one that somebody packed anew is as good, if it holds the same.
+    """Return the array of one of MNIST's files, which may have been compressed again if its contents are the same.
 
     The format (yann.lecun.com/exdb/mnist): three bytes for the type, the number of dimensions, each dimension as a
     big-endian 32-bit integer, then the elements, last axis fastest.
@@ -94,7 +94,7 @@ def _read_idx(name: str) -> np.ndarray:
 def shakespeare(dry_run: bool = False) -> str:
     """Return Tiny Shakespeare, 1,115,394 characters of his plays (karpathy/char-rnn).
 
-    With `dry_run`, a few made-up lines instead. Raises DataError where the file cannot be had or is damaged.
+    With `dry_run`, a few made-up lines instead. Raises DataError if the file is damaged or cannot be downloaded.
     """
     if dry_run:
         return "First Citizen:\nWe dry the run, and run it dry; speak, speak.\n\nROMEO:\nSpeak, speak!\n\n" * 250
@@ -110,16 +110,16 @@ def text(path: Path) -> str:
     try:
         content = path.read_text(encoding="utf-8").replace("\ufeff", "")
     except OSError as error:
-        raise DataError(f"cannot read the text {path}: {error.strerror or error}") from None
+        raise DataError(f"cannot read the text {path}: {error.strerror or error}; name another --text") from None
     except UnicodeDecodeError as error:
         if error.object.startswith(b"\x1f\x8b"):
             raise DataError(f"{path} is a gzip file, not UTF-8 text: unpack it first") from None
         kind = "but UTF-16" if error.object[:2] in (b"\xff\xfe", b"\xfe\xff") else f"(byte {error.start})"
         raise DataError(f"{path} is not UTF-8 text {kind}: save it as plain text in UTF-8") from None
     if "\0" in content:
-        raise DataError(f"{path} holds NUL characters, as UTF-16 and files that are no text do: save it as UTF-8")
+        raise DataError(f"{path} holds NUL characters, so it is UTF-16 or not a text: save it as plain text in UTF-8")
     if not content.strip():
-        raise DataError(f"the text {path} is empty: give one with words in it")
+        raise DataError(f"the text {path} is empty: give a text with words in it")
     return content
 
 
@@ -139,21 +139,21 @@ def join_words(words: Sequence[str]) -> str:
 
 
 def prompt_words(config, vocab: Sequence[str], train: Sequence[int]) -> list[str]:
-    """Return the words that samples go on from: those of `config.prompt`, or its characters where there is no <unk>.
+    """Return the tokens that samples continue: the words of `config.prompt`, or its characters if there is no <unk>.
 
-    Where the vocabulary lacks some, and the user asked for none, they are the text's own first eight instead; `train`
-    are its words by number. Raises UserError where a user's are all unknown; with characters, encode() is stricter.
+    If the vocabulary lacks some and the user gave no prompt, the first eight tokens of the text (`train` has their ids)
+    are used. Raises UserError if the user's words are all unknown; for characters, encode() is stricter.
     """
     content, unknown = config.prompt.replace("\\n", "\n"), vocab[0] == "<unk>"
     words = split_words(content) if unknown else list(content)
     lacking = _lacking(words, vocab)
     if lacking and config.prompt == type(config).prompt:
-        print(f"samples go on from the text's first words, since it lacks {lacking}; --prompt takes others")
-        return [vocab[number] for number in train[:8]]
+        print(f"samples continue the text's first tokens, because it lacks {lacking}; set others with --prompt")
+        return [vocab[token] for token in train[:8]]
     if lacking and unknown:
         if set(words).isdisjoint(vocab):
-            raise UserError(f"--prompt: the vocabulary lacks {lacking}: give it words that the training text has twice")
-        print(f"--prompt: the vocabulary lacks {lacking}, which the model reads as <unk>")
+            raise UserError(f"--prompt: the vocabulary lacks {lacking}: use words that the training text has twice")
+        print(f"--prompt: the vocabulary lacks {lacking}; the model reads them as <unk>")
     return words
 
 
@@ -161,17 +161,17 @@ def check_characters(content: str, vocab: Sequence[str]) -> None:
     """Raise UserError where a prompt has characters that the vocabulary lacks, and name them."""
     if lacking := _lacking(content, vocab):
         known = shorten(repr("".join(vocab)), 50)
-        raise UserError(f"--prompt: the model does not know {lacking}: its characters are {known}")
+        raise UserError(f"--prompt: the vocabulary lacks {lacking}: use only characters of {known}")
 
 
 def _lacking(words: Sequence[str], vocab: Sequence[str]) -> str:
-    """Return those of the words that a vocabulary lacks, in a list for the eye, of which the first 50 characters do."""
+    """Return the words that a vocabulary lacks as a readable list, cut off after 50 characters."""
     known = set(vocab)
     return shorten(", ".join(repr(word) for word in dict.fromkeys(words) if word not in known), 50)
 
 
 def shorten(content: str, most: int = 100) -> str:
-    """Return a text as it is, or what fits of it into `most` characters."""
+    """Return a text, cut off after `most` characters."""
     return content if len(content) <= most else content[: most - 1] + "…"
 
 
@@ -179,8 +179,8 @@ def fetch(folder: str, name: str, sha256: str, mirrors: tuple[str, ...], size: i
     """Return the path of a verified data file, downloaded into data_dir()/folder if it is not there yet.
 
     `mirrors` are base addresses, tried in turn; one that sends more than `size` bytes is cut off there, and one that is
-    too slow is given up. The file takes its name when it is complete and its sha256 is right; of two processes that ask
-    at once, one downloads and the other waits. Raises DataError, which names everything needed to get it by hand.
+    too slow is given up. The file gets its name when it is complete and its sha256 is right; if two processes ask at
+    once, one downloads and the other waits. Raises DataError, which names everything needed to get it by hand.
     """
     path = data_dir() / folder / name
     try:
@@ -201,8 +201,8 @@ def fetch(folder: str, name: str, sha256: str, mirrors: tuple[str, ...], size: i
                     problems.append(f"{mirror + name} ({_why(error)})")
     except OSError as error:
         reason = error.strerror or error
-        raise DataError(f"cannot use {path} ({reason}): mend that, or set RAMPUP_DATA to another folder") from None
-    state = "is missing" if found is None else f"is damaged, or another file (its sha256 is {found}),"
+        raise DataError(f"cannot use {path} ({reason}): fix that, or set RAMPUP_DATA to another folder") from None
+    state = "is missing" if found is None else f"is damaged, or is another file (its sha256 is {found}),"
     raise DataError(
         f"{path} {state} and could not be downloaded from {' or '.join(problems)}: "
         f"put the file with sha256 {sha256} there, or set RAMPUP_DATA to a folder that has {folder}/{name}"
@@ -210,10 +210,10 @@ def fetch(folder: str, name: str, sha256: str, mirrors: tuple[str, ...], size: i
 
 
 def _download(url: str, file: BinaryIO, sha256: str, size: int | None) -> None:
-    """Write what an address sends to a file; ValueError where that is too much or not what it should be.
+    """Download a URL into a file; ValueError if it is too large or has another sha256.
 
-    Raises TimeoutError where it is too slow, and requests' own errors, which are OSErrors. A thread does the work, and
-    is left to itself if need be (a closed file ends it), since a socket's own time limit starts anew with every byte.
+    Raises TimeoutError if it is too slow, and requests' own errors, which are OSErrors. A thread does the download,
+    because a socket's own timeout starts again with every byte; if it hangs, it is left behind until the file closes.
     """
     with tqdm(desc=url, total=size, unit="B", unit_scale=True, disable=None) as bar:
         found = Future()
@@ -228,7 +228,7 @@ def _download(url: str, file: BinaryIO, sha256: str, size: int | None) -> None:
 
 
 def _receive(url: str, file: BinaryIO, size: int | None, bar: tqdm, found: Future) -> None:
-    """Write what an address sends to a file, and give its sha256, or the error, to `found`."""
+    """Download a URL into a file, and put its sha256, or the error, into `found`."""
     import requests
 
     try:
@@ -258,7 +258,7 @@ def _why(error: Exception) -> str:
     """Return in a few words why a download failed."""
     if getattr(error, "response", None) is not None:
         return f"HTTP {error.response.status_code}"
-    if type(error) is ValueError:  # our own, and no more special one of requests
+    if type(error) is ValueError:  # our own, not a subclass of it from requests
         return str(error)
     if "Timeout" in type(error).__name__:
         return f"fewer than {LEAST:,} bytes in {TIMEOUT:g} s"

@@ -1,8 +1,8 @@
 """ImageNet for exercise 15: photographs packed once into large files, then decoded by worker processes.
 
-A packed set is a folder. Of every shard of up to 1,024 images it has NAME.jpegs, the JPEG files end to end, and
+A packed set is a folder. For every shard of up to 1,024 images it has NAME.jpegs, the JPEG files end to end, and
 NAME.json, their lengths and labels; set.json has the classes and the number of shards. Each .json begins with its
-checksum, and is made again where it is not what was written.
+checksum, and is written again if it is damaged.
 """
 
 import hashlib
@@ -40,8 +40,8 @@ HUGGING_FACE = "ILSVRC/imagenet-1k"
 SPLITS = {"train": "train", "val": "validation"}  # the folders, and what Hugging Face calls them
 SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp")
 SHARD = 1024  # images that one worker packs into one file
-FORMAT = 2  # of a packed set; another is not looked at
-QUALITY = 90  # of the JPEGs that are encoded anew
+FORMAT = 2  # version of a packed set; sets of another version are not used
+QUALITY = 90  # of the JPEGs that are encoded again
 TWO_WAYS = (
     "get ImageNet's archives from image-net.org and unpack them into a folder with train/CLASS/*.JPEG and "
     "val/CLASS/*.JPEG (extract_ILSVRC.sh of github.com/pytorch/examples does it), or accept the terms at "
@@ -53,7 +53,7 @@ TWO_WAYS = (
 class Packed:
     """A packed set of N images in the order of their classes and names; packed[i] is the i-th as a JPEG's bytes."""
 
-    classes: list[str]  # their names; a label is a place in this list
+    classes: list[str]  # their names; a label is an index into this list
     files: list[Path]  # the shards
     shards: np.ndarray  # (N,), which file an image is in
     offsets: np.ndarray  # (N,), where it begins there
@@ -97,11 +97,11 @@ def prepare(source: str, side: int = 256, workers: int = 0, on_error: str = "sto
     """Return the training and the validation set of a source, packed with short sides of at most `side` pixels.
 
     `source` is an image folder, "ILSVRC/imagenet-1k" for Hugging Face, or "imagenette", which is downloaded. The first
-    call packs it into data_dir()/imagenet; after a kill, the next one goes on from the last whole shard. A shard is
-    packed again when a file in it has another size or time than before. Images that
-    cannot be read are named and counted. With on_error="skip" they are left out; with "stop" DataError is raised once
-    the others are packed, and the next call tries them again. DataError is raised too where there is no such source,
-    where a folder is not laid out as it should be, and where the disk is full.
+    call packs it into data_dir()/imagenet; if it is killed, the next one continues after the last whole shard. A shard
+    is packed again when a file in it has another size or time than before. Images that cannot be read are named and
+    counted. With on_error="skip" they are left out; with "stop" DataError is raised once the others are packed, and
+    the next call tries them again. DataError is also raised if there is no such source, if a folder is not laid out as
+    it should be, or if the disk is full.
     """
     classes, shards = [], {}
     if Path(source).as_posix() == HUGGING_FACE and not Path(source).is_dir():
@@ -128,15 +128,15 @@ def prepare(source: str, side: int = 256, workers: int = 0, on_error: str = "sto
     unreadable, n = [name for packed in sets for name in packed.unreadable], sum(map(len, sets))
     if unreadable and (on_error == "stop" or not all(map(len, sets))):
         count = f"{len(unreadable)} of the {n + len(unreadable)} images cannot be read, the first is {unreadable[0]}"
-        raise DataError(f"{count}: mend them, or leave them out with --on-error skip")
+        raise DataError(f"{count}: repair them, or skip them with --on-error skip")
     return sets
 
 
 def read_folder(root: Path) -> tuple[list[str], dict[str, list[tuple[str, int, int, int]]]]:
     """Return the classes of an image folder, and by split its images in alphabetical order.
 
-    An image is (path, label, size in bytes, time of its last change in ns). What is hidden, no file or of another
-    extension is passed over, and counted in one line on the screen. Raises DataError where the folder is not
+    An image is (path, label, size in bytes, time of its last change in ns). What is hidden, not a file or has
+    another extension is skipped, and counted in one line on the screen. Raises DataError if the folder is not
     train/CLASS/*.JPEG and val/CLASS/*.JPEG with the same classes in both.
     """
     classes, parts, others = {}, {split: [] for split in SPLITS}, Counter()
@@ -146,11 +146,11 @@ def read_folder(root: Path) -> tuple[list[str], dict[str, list[tuple[str, int, i
                 raise DataError(f"--data: there is no folder {root / split if root.is_dir() else root}; {TWO_WAYS}")
             classes[split] = [entry.name for entry in _entries(root / split, ("folders",), others)]
             if not classes[split]:
-                raise DataError(f"{root / split} has no folders of classes: sort its images into one folder a class")
+                raise DataError(f"{root / split} has no class folders: put its images into one folder per class")
         if odd := sorted(set(classes["train"]) ^ set(classes["val"])):
             there = "train" if odd[0] in classes["train"] else "val"
             count = f" ({len(odd)} classes are in one of them only)" if len(odd) > 1 else ""
-            raise DataError(f"train and val in {root} differ in their classes: {odd[0]} is in {there} only{count}")
+            raise DataError(f"train and val in {root} must have the same classes: {odd[0]} is in {there} only{count}")
         for split in SPLITS:
             for label, name in enumerate(classes[split]):
                 files = [(f.path, label, f.stat()) for f in _entries(root / split / name, SUFFIXES, others)]
@@ -158,10 +158,10 @@ def read_folder(root: Path) -> tuple[list[str], dict[str, list[tuple[str, int, i
                     raise DataError(f"{root / split / name} holds no images ({' '.join(SUFFIXES)}): fill or delete it")
                 parts[split] += [(path, label, stat.st_size, stat.st_mtime_ns) for path, label, stat in files]
     except OSError as error:
-        raise DataError(f"cannot read {error.filename} ({error.strerror})") from None
+        raise DataError(f"cannot read {error.filename} ({error.strerror}): make it readable") from None
     if others:
         kinds = ", ".join(f"{count} {kind}" for kind, count in others.most_common(5))
-        print(f"passed over {others.total()} entries of {root} that are no images: {kinds}", flush=True)
+        print(f"skipped {others.total()} entries of {root} that are not images: {kinds}", flush=True)
     return classes["train"], parts
 
 
@@ -183,9 +183,9 @@ def _entries(folder: Path, kinds: tuple[str, ...], others: Counter) -> list[os.D
 
 
 def to_jpeg(content: bytes, side: int) -> bytes:
-    """Return an image file as an RGB JPEG with a short side of at most `side` pixels; one that is that as it is.
+    """Return an image file as an RGB JPEG with a short side of at most `side` pixels; unchanged if it already is one.
 
-    Raises whatever Pillow does where it cannot read the file to its end. EXIF's rotation is ignored, as elsewhere.
+    Raises what Pillow raises if it cannot read the file to its end. EXIF's rotation is ignored, as elsewhere.
     """
     image = Image.open(io.BytesIO(content))
     width, height = image.size
@@ -204,10 +204,10 @@ def to_jpeg(content: bytes, side: int) -> bytes:
 
 
 def pack_shard(folder: Path, side: int, name_and_examples: tuple[str, Iterable]) -> tuple[int, list[str]]:
-    """Write one shard and its index; return the number of its examples, and which cannot be read and why.
+    """Write one shard and its index; return the number of its examples, and which ones cannot be read and why.
 
-    An example is (path, label, …), or Hugging Face's {"image": {"path", "bytes"}, "label"}. A file under its own name
-    is always whole, and the index comes last. Raises OSError where the disk takes no more.
+    An example is (path, label, …), or Hugging Face's {"image": {"path", "bytes"}, "label"}. Both files are written
+    whole or not at all, and the index comes last. Raises OSError if the disk is full.
     """
     name, examples = name_and_examples
     (folder / f"{name}.json").unlink(missing_ok=True)  # that of earlier files
@@ -237,30 +237,30 @@ def load(
     area: tuple[float, float] = (0.08, 1.0),
     workers: int = 0,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield images (B, S, S, 3) of uint8 and labels (B,) of int32, for batches of (step, numbers (B,) of the images).
+    """Yield images (B, S, S, 3) of uint8 and labels (B,) of int32, for batches of (step, indices (B,) of the images).
 
-    With a seed, for training: a random part of each image, its share of the area within `area` and its aspect ratio
-    between 3/4 and 4/3, half of them mirrored (Szegedy et al. 2015). What is drawn depends on seed, step and number
-    alone: any number of workers gives the same, and so does a run that starts at a later step. Without a seed, for
-    evaluation: the square in the middle of 7/8 of the short side. Number -1 gives a black image of label -1.
+    With a seed, for training: random resized crops (Szegedy et al. 2015) with a share of the area within `area` and an
+    aspect ratio between 3/4 and 4/3, half of them flipped horizontally. They depend on seed, step and index alone: any
+    number of workers gives the same, and so does a run that starts at a later step. Without a seed, for evaluation:
+    centre crops of 7/8 of the short side. Index -1 gives a black image with label -1.
     """
     for images, labels in in_workers(partial(load_batch, packed, size, seed, area), batches, workers):
         yield np.asarray(images), np.asarray(labels)  # torch's tensors, where they come from workers
 
 
 def in_order(n: int, batch_size: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield (step, numbers (B,)) with each of 0, …, n - 1 once and in order; -1 fills up the last batch."""
+    """Yield (step, indices (B,)) with each of 0, …, n - 1 once and in order; -1 fills up the last batch."""
     for step, start in enumerate(range(0, n, batch_size)):
-        numbers = np.arange(start, start + batch_size)  # (B,)
-        yield step, np.where(numbers < n, numbers, -1)
+        indices = np.arange(start, start + batch_size)  # (B,)
+        yield step, np.where(indices < n, indices, -1)
 
 
-def load_batch(packed, size, seed, area, step_and_numbers):
+def load_batch(packed, size, seed, area, step_and_indices):
     """Return the images (B, S, S, 3) and labels (B,) of one batch, as load() does."""
-    step, numbers = step_and_numbers  # (), (B,)
-    images = np.zeros((len(numbers), size, size, 3), np.uint8)  # (B, S, S, 3)
-    labels = np.where(numbers < 0, -1, packed.labels[numbers])  # (B,)
-    for row, i in enumerate(numbers):
+    step, indices = step_and_indices  # (), (B,)
+    images = np.zeros((len(indices), size, size, 3), np.uint8)  # (B, S, S, 3)
+    labels = np.where(indices < 0, -1, packed.labels[indices])  # (B,)
+    for row, i in enumerate(indices):
         if i < 0:
             continue
         rng = None if seed is None else np.random.default_rng((seed, step, i))
@@ -268,12 +268,12 @@ def load_batch(packed, size, seed, area, step_and_numbers):
             images[row] = decode(packed[i], size, rng, area)
         except OSError as error:
             file = packed.files[packed.shards[i]]
-            raise DataError(f"cannot read image {i} of {file} ({error}): delete its folder to pack it anew") from None
+            raise DataError(f"cannot read image {i} of {file} ({error}): delete its folder to pack it again") from None
     return images, labels
 
 
 def decode(jpeg: bytes, size: int, rng=None, area: tuple[float, float] = (0.08, 1.0)) -> Image.Image:
-    """Return a random part (S, S) of a JPEG, or without `rng` the middle, as load() describes them."""
+    """Return a random resized crop (S, S) of a JPEG, or without `rng` its centre crop, as load() describes them."""
     image = Image.open(io.BytesIO(jpeg), formats=["JPEG"])
     if rng is None:
         return crop(image, central_box(*image.size), size)
@@ -284,7 +284,7 @@ def decode(jpeg: bytes, size: int, rng=None, area: tuple[float, float] = (0.08, 
 def crop(image: Image.Image, box: tuple[int, int, int, int], size: int) -> Image.Image:
     """Return the part of an image in the box (left, top, width, height), resized to (S, S).
 
-    A JPEG is decoded at 1/2, 1/4 or 1/8 of its size, which is faster, where the part then still has `size` pixels.
+    A JPEG is decoded at 1/2, 1/4 or 1/8 of its size, which is faster, if the part then still has `size` pixels.
     """
     left, top, width, height = box
     before = image.size
@@ -295,7 +295,7 @@ def crop(image: Image.Image, box: tuple[int, int, int, int], size: int) -> Image
 
 
 def random_box(rng, width: int, height: int, area: tuple[float, float]) -> tuple[int, int, int, int]:
-    """Return (left, top, width, height) of a random part: its area is uniform, its aspect ratio log-uniform."""
+    """Return (left, top, width, height) of a random crop: its area is uniform, its aspect ratio log-uniform."""
     for _ in range(10):
         pixels = width * height * rng.uniform(*area)
         aspect = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
@@ -307,7 +307,7 @@ def random_box(rng, width: int, height: int, area: tuple[float, float]) -> tuple
 
 
 def central_box(width: int, height: int) -> tuple[int, int, int, int]:
-    """Return (left, top, width, height) of the square in the middle: 224 of the 256 pixels of the short side."""
+    """Return (left, top, width, height) of the centre crop, a square: 224 of the 256 pixels of the short side."""
     side = max(1, round(min(width, height) * 224 / 256))
     return round((width - side) / 2), round((height - side) / 2), side, side
 
@@ -316,8 +316,8 @@ def in_workers(f: Callable, arguments: Iterable, workers: int) -> Iterator:
     """Yield f(x) for every x, in order, computed by worker processes, or by this one where `workers` is 0.
 
     The workers are fresh processes that import torch and what f needs, but not the program's main file, and so no JAX.
-    They end with this iterator, or with the program however that ends. Raises UserError where one of them is killed,
-    where they cannot be started, or where one cannot hand over what it computed.
+    They end with this iterator, or with the program however that ends. Raises UserError if one of them is killed, if
+    they cannot be started, or if one cannot send what it computed.
     """
     if not workers:
         yield from map(f, arguments)
@@ -338,7 +338,7 @@ def in_workers(f: Callable, arguments: Iterable, workers: int) -> Iterator:
 
 
 def _results(loader) -> Iterator:
-    """Yield what the workers of torch's loader return; raises UserError where they, or their queues, fail."""
+    """Yield what the workers of torch's loader return; raises UserError if they, or their queues, fail."""
     main, context = sys.modules["__main__"], loader.multiprocessing_context
     try:
         # What torch is about to make: where there is no room for it, torch would print a traceback of its own.
@@ -371,20 +371,20 @@ class _Items:
 def _begin_worker(number: int) -> None:
     """Leave Ctrl-C to the main process, and end with it: when it is killed, torch's own watch sees the fork server."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    sys.excepthook = lambda *error: None  # that of a thread which was handing a batch over
+    sys.excepthook = lambda *error: None  # that of a thread which was sending a batch
     multiprocessing.queues.Queue._on_queue_feeder_error = _hand_over_error
     threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
 
 
 def _hand_over_error(queue, error: Exception, item) -> None:
-    """Send the error in place of an item of torch's that could not be sent: for nothing one would wait for ever."""
+    """Send the error in place of an item that could not be sent: else the main process would wait for ever."""
     if isinstance(item, tuple):  # (number, result); it is bytes when the other end is gone
         queue.put((item[0], _failed(error)))
 
 
 def _failed(error: Exception) -> UserError:
     why = textwrap.shorten(repr(error), 150)
-    want = "perhaps for want of memory, of shared memory (docker run --shm-size 16g), or by a limit (ulimit -a)"
+    want = "perhaps for lack of memory or shared memory (docker run --shm-size 16g), or by a limit (ulimit -a)"
     return UserError(f"a worker process failed ({why}), {want}: lower --workers; with 0 there are none")
 
 
@@ -414,13 +414,13 @@ def _hugging_face() -> tuple[list[str], dict]:
         found = datasets.load_dataset(HUGGING_FACE, split=list(SPLITS.values()))
     except Exception as error:  # its libraries and the network have many kinds
         why = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"--data {HUGGING_FACE}: Hugging Face does not give it ({why}); {TWO_WAYS}") from None
+        raise DataError(f"--data {HUGGING_FACE}: Hugging Face could not provide it ({why}); {TWO_WAYS}") from None
     files = [part.cast_column("image", datasets.Image(decode=False)) for part in found]
     return found[0].features["label"].names, dict(zip(SPLITS, files))
 
 
 def _shards(parts: dict) -> dict[str, Iterable]:
-    """Return by name the examples of every shard; a part is a list, or a Dataset."""
+    """Return the examples of every shard, by its name; a part is a list, or a Dataset."""
     shards = {}
     for split, part in parts.items():
         for k, start in enumerate(range(0, len(part), SHARD)):
@@ -430,7 +430,7 @@ def _shards(parts: dict) -> dict[str, Iterable]:
 
 
 def _key(examples) -> str:
-    """Return what tells files from others of the same names; nothing for those of Hugging Face, which do not change."""
+    """Return a key that changes when the files do; nothing for those of Hugging Face, which do not change."""
     return hashlib.sha256(repr(examples).encode()).hexdigest() if isinstance(examples, list) else ""
 
 
@@ -451,7 +451,7 @@ def _pack(folder: Path, classes: list[str], shards: dict, side: int, workers: in
 
 
 def _open(folder: Path, shards: dict, skip: bool) -> tuple[Packed, ...] | None:
-    """Return the packed sets in a folder; None where a shard is not there yet, or is to be packed again."""
+    """Return the packed sets in a folder; None if a shard is not there yet, or must be packed again."""
     description, sets = _read(folder / "set.json"), []
     if description is None:
         return None
@@ -471,7 +471,7 @@ def _open(folder: Path, shards: dict, skip: bool) -> tuple[Packed, ...] | None:
 
 
 def _index(folder: Path, name: str, examples, skip: bool) -> dict | None:
-    """Return the index of a shard of these examples; None where it is not whole, or, unless `skip`, left images out."""
+    """Return the index of a shard of these examples; None if it is not whole, or, unless `skip`, lacks images."""
     index, jpegs = _read(folder / f"{name}.json"), folder / f"{name}.jpegs"
     if index is None or index["key"] != _key(examples) or (index["unreadable"] and not skip):
         return None
@@ -490,7 +490,7 @@ def _write(path: Path, content: dict) -> None:
 
 
 def _read(path: Path) -> dict | None:
-    """Return what was written to a JSON file; None where there is none, and where it is another, which is deleted."""
+    """Return what was written to a JSON file; None if there is none, or if it is damaged, and then delete it."""
     if not path.exists():
         return None
     sealed = path.read_bytes()
@@ -504,4 +504,4 @@ def _read(path: Path) -> dict | None:
 
 def _cannot_write(folder: Path, error: OSError) -> DataError:
     why = error.strerror or error
-    return DataError(f"cannot write to {folder} ({why}): make room, or set RAMPUP_DATA to another folder; run it again")
+    return DataError(f"cannot write to {folder} ({why}): free some space, or set RAMPUP_DATA to another folder")

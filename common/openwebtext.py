@@ -2,8 +2,8 @@
 
     python -m common.openwebtext --whole
 
-prepares all of OpenWebText. Cut off, it goes on where it was. Two files come of it, train.bin and val.bin, of 16-bit
-numbers: the documents in the order of a fixed shuffle, an end-of-text token after each, as nanoGPT has them.
+prepares all of OpenWebText; if interrupted, it continues where it stopped. It writes 16-bit token ids to train.bin and
+val.bin: the documents in the order of a fixed shuffle, each followed by an end-of-text token, as in nanoGPT.
 """
 
 import gzip
@@ -31,47 +31,46 @@ MIRRORS = tuple(
     for host in ("huggingface.co", "hf-mirror.com")
 )
 FIRST_FILE = ("train-00000-of-00080.parquet", "caed9f4b7053d7cd4d1a13ce9ec9224d84a3bba1f11579193562a7e31ebe656e")
-WHOLE_TOKENS = {"train": 9_035_582_198, "val": 4_434_897}  # of the whole set at the share of 0.0005 (nanoGPT)
-JSON = '{"text": "…"} on every line, or a list of such'
+WHOLE_TOKENS = {"train": 9_035_582_198, "val": 4_434_897}  # of the whole set at --val-share 0.0005 (nanoGPT)
+JSON = '{"text": "…"} on every line, or a list of such objects'
 KINDS = {".parquet": 'a column "text" of strings', ".json": JSON, ".jsonl": JSON, ".txt": "UTF-8"}  # what to expect
 END_OF_TEXT = 50_256
-DOCUMENTS = 2_000  # tokenised before the next are read
-NOTED = 20_000  # documents, a multiple of DOCUMENTS, after which the disk has them and a note says so
-BLANKS = 500_000  # in a row are no trouble; before 1,000,000 and a letter tiktoken's regular expression gives up
-BLANK = re.compile(r"[^\S\x1c-\x1f]+")  # that expression's \s, which lacks four characters of Python's
+DOCUMENTS = 2_000  # tokenised before the next ones are read
+NOTED = 20_000  # documents between two notes of the progress; a multiple of DOCUMENTS
+BLANKS = 500_000  # in a row work; with 1,000,000 before a letter tiktoken's regular expression fails
+BLANK = re.compile(r"[^\S\x1c-\x1f]+")  # that expression's \s, without four characters of Python's
 
 
 def read(data: Path | None = None, whole: bool = False, val_share: float | None = None, dry_run: bool = False):
-    """Return training tokens (N,), validation tokens (M,), both uint16 in memory-mapped files, and GPT-2's encoding.
+    """Return training and validation tokens, each (L,), as uint16 in memory-mapped files, and GPT-2's encoding.
 
-    The documents are those of the file or folder `data`; without one those of OpenWebText, of its first file of 80 or
-    of the `whole`. The share `val_share` of them is for validation; None is 0.0005, or 0.02 of fewer than 100,000.
-    What was tokenised before is used again; of several processes that ask at once, one works and the others wait. With
-    `dry_run` the tokens are drawn at random, and nothing is read. Raises DataError where documents or tokens cannot
-    be had or are not what they should be.
+    The documents are those of the file or folder `data`; without it, those of OpenWebText, of its first file of 80 or
+    of the `whole` set. The share `val_share` of them is for validation; None is 0.0005, or 0.02 of fewer than 100,000.
+    Tokens of an earlier call are used again; if several processes ask at once, one works and the others wait. With
+    `dry_run` the tokens are random, and nothing is read. Raises DataError if anything is missing or damaged.
     """
     if val_share is not None and not 0 < val_share < 1:
         raise DataError(f"--val-share must be above 0 and below 1, not {val_share}")
     if dry_run:
-        words = np.random.default_rng(0).integers(0, 256, 600_000, np.uint16)
-        return words[:-20_000], words[-20_000:], encoding(dry_run)
+        tokens = np.random.default_rng(0).integers(0, 256, 600_000, np.uint16)
+        return tokens[:-20_000], tokens[-20_000:], encoding(dry_run)
     folder = data_dir() / "openwebtext" / _name(data, whole, val_share)
     try:
-        if not _is_prepared(folder):  # where it is, it need not be writable
+        if not _is_prepared(folder):  # if it is, the folder need not be writable
             folder.mkdir(parents=True, exist_ok=True)
             with FileLock(folder / ".lock"):
-                if not _is_prepared(folder):  # nor has another process been quicker
+                if not _is_prepared(folder):  # no other process was quicker
                     if (folder / "tokens.json").exists():
-                        print(f"the tokens in {folder} are not as they were written: they are made again", flush=True)
+                        print(f"the tokens in {folder} are damaged: they are made again", flush=True)
                     prepare(folder, load_documents(data, whole), val_share, whole and data is None)
     except OSError as error:
         reason = error.strerror or error
-        raise DataError(f"cannot use {folder} ({reason}): mend that, or set RAMPUP_DATA to another folder") from None
+        raise DataError(f"cannot use {folder} ({reason}): fix that, or set RAMPUP_DATA to another folder") from None
     return *(open_tokens(folder / f"{split}.bin") for split in ("train", "val")), encoding()
 
 
 def encoding(dry_run: bool = False):
-    """Return GPT-2's encoding of texts as 50,257 tokens (tiktoken's); with `dry_run` one of bytes and no more.
+    """Return GPT-2's encoding of texts, with 50,257 tokens (tiktoken's); with `dry_run` one whose tokens are bytes.
 
     tiktoken downloads it, 1.5 MB, into $TIKTOKEN_CACHE_DIR, here by default into data/tiktoken_cache, and verifies it.
     """
@@ -86,14 +85,14 @@ def encoding(dry_run: bool = False):
     except OSError as error:  # requests' errors are such
         raise DataError(
             f"GPT-2's vocabulary is not in {os.environ['TIKTOKEN_CACHE_DIR']} and could not be downloaded "
-            f"({type(error).__name__}): go online once, or set TIKTOKEN_CACHE_DIR to a folder that tiktoken has filled"
+            f"({type(error).__name__}): go online once, or set TIKTOKEN_CACHE_DIR to a folder that has it"
         ) from None
 
 
 def load_documents(path: Path | None, whole: bool):
-    """Return the documents as a `datasets.Dataset` with a column "text", memory-mapped; DataError where there are none.
+    """Return the documents as a `datasets.Dataset` with a column "text", memory-mapped; DataError if there are none.
 
-    Of a .txt file a document is what blank lines part, or every line where they part nothing.
+    In a .txt file blank lines separate the documents; without blank lines between them, every line is a document.
     """
     import datasets
 
@@ -106,22 +105,22 @@ def load_documents(path: Path | None, whole: bool):
             return documents.select_columns("text")
         files, passed_over = _files(path) if path else ([_first_file()], "")
         if passed_over:
-            print(f"{path}: {len(files)} files of documents; passed over {passed_over}", flush=True)
+            print(f"{path}: {len(files)} files of documents; skipped {passed_over}", flush=True)
         features = datasets.Features({"text": datasets.Value("large_string")})  # of texts of more than 2 GB together
-        options = {"source": str(path), "versions": _versions(files)}  # by which datasets' cache knows them again
+        options = {"source": str(path), "versions": _versions(files)}  # by which the cache of datasets recognises them
         return datasets.Dataset.from_generator(documents_of, features, cache, gen_kwargs=options)
     except Exception as error:  # of datasets, pyarrow, fsspec, requests, each with classes of its own
         cause = error.__cause__ or error
         if isinstance(cause, DataError):
             raise cause from None
         raise DataError(
-            f"cannot prepare the documents of {path or REPOSITORY} in {cache} ({_why(cause)}): mend that, or delete "
+            f"cannot prepare the documents of {path or REPOSITORY} in {cache} ({_why(cause)}): fix that, or delete "
             "what is damaged there, and run again, or give other documents with --data"
         ) from None
 
 
 def documents_of(source: str, versions: tuple) -> Iterator[dict[str, str]]:
-    """Yield the documents of files; DataError, which says where it is in which file, where one is no text."""
+    """Yield the documents of files; a DataError says which file and line has something that is not a text."""
     filled = 0
     for name, *_ in versions:
         place, kind = "the content", _suffix(Path(name))
@@ -136,23 +135,23 @@ def documents_of(source: str, versions: tuple) -> Iterator[dict[str, str]]:
                     raise ValueError(f'its "text" is {"null" if text is None else type(text).__name__}, not a string')
                 text.encode()  # raises where _rows has met bytes that are not UTF-8, or JSON has half a character
                 if kind == ".txt" and "\0" in text:
-                    raise ValueError("it has a NUL byte, as no text has")
+                    raise ValueError("it has a NUL byte, so it is not a text")
                 yield {"text": text}
                 filled += text != ""
                 place = f"what follows {place}"
         except Exception as error:  # of gzip, zlib, json, pyarrow, each with classes of its own
             raise DataError(
-                f"cannot read {place} of {name} ({_why(error)}): mend that or leave it out; expected is {KINDS[kind]}"
+                f"cannot read {place} of {name} ({_why(error)}): expected is {KINDS[kind]}; fix or remove the file"
             ) from None
     if filled < 2:
         raise DataError(
-            f"{source} has {filled} documents that are not empty, and training and validation need one each: give more "
-            "(of a .txt file a document is what blank lines part, or every line where they part nothing)"
+            f"{source} has {filled} documents that are not empty, but training and validation need one each: give more "
+            "(in a .txt file blank lines separate documents; without any, every line is a document)"
         )
 
 
 def _rows(file: Path) -> Iterator[tuple[str, object]]:
-    """Yield each document's place in a file, and what is there: {"text": …} if all is right, or a line of JSON."""
+    """Yield where in a file each document is, and what is there: {"text": …} if all is right, or a line of JSON."""
     kind = _suffix(file)
     if kind == ".parquet":
         import pyarrow.parquet
@@ -183,11 +182,11 @@ def _rows(file: Path) -> Iterator[tuple[str, object]]:
 
 
 def prepare(folder: Path, documents, val_share: float | None, whole: bool) -> None:
-    """Write train.bin, val.bin and, at last, tokens.json with their numbers of tokens into a folder."""
+    """Write train.bin, val.bin and then tokens.json, which has their numbers of tokens, into a folder."""
     count = len(documents)
     share = val_share or (0.0005 if count >= 100_000 else 0.02)
     if math.ceil(share * count) == count:
-        raise DataError(f"--val-share {share} of {count} documents leaves none to train on: lower it")
+        raise DataError(f"--val-share {share} of {count} documents leaves none for training: lower it")
     splits = documents.train_test_split(test_size=share, seed=2357, shuffle=True, load_from_cache_file=False)
     counts = {
         name: tokenise(splits[key], folder / f"{name}.bin") for name, key in (("val", "test"), ("train", "train"))
@@ -200,8 +199,8 @@ def prepare(folder: Path, documents, val_share: float | None, whole: bool) -> No
 def tokenise(documents, path: Path) -> int:
     """Write the tokens of documents, in their order, as uint16 to a file, and return how many there are.
 
-    It grows under another name, beside a note of how far it has come, from where a run that was cut off goes on.
-    Threads do the work, since tiktoken does not hold Python's lock; DOCUMENTS texts at most are in memory at once.
+    It has another name until it is complete, and a note of the progress, from which an interrupted run continues.
+    Threads do the work, since tiktoken does not hold Python's lock; at most DOCUMENTS texts are in memory at once.
     """
     part, note = path.with_suffix(".part"), path.with_suffix(".json")
     done = _progress(part, note)
@@ -227,7 +226,7 @@ def tokenise(documents, path: Path) -> int:
             done["documents"] = start + len(texts)
             if done["documents"] % NOTED == 0:
                 file.flush()
-                os.fsync(file.fileno())  # before the note, which is to be believed
+                os.fsync(file.fileno())  # before the note, so that the note is true
                 write_json(note, done)
             bar.update(len(texts))
         file.flush()
@@ -238,13 +237,13 @@ def tokenise(documents, path: Path) -> int:
 
 
 def pieces(text: str) -> Iterator[str]:
-    """Yield a text in pieces that have the tokens of the whole, and no more than BLANKS blanks before something else.
+    """Yield a text in pieces that together have the same tokens, without too many blanks before something else.
 
-    GPT-2's pattern takes all of a run of blanks but the last, which may go with a word: there it may be cut.
+    GPT-2's pattern matches a run of blanks without its last one, which may belong to a word: it may be cut there.
     """
     start = 0
-    for place in range(BLANKS, len(text), BLANKS):
-        run = BLANK.match(text, place)
+    for offset in range(BLANKS, len(text), BLANKS):
+        run = BLANK.match(text, offset)
         if run and run.end() < len(text):
             yield text[start : run.end() - 1]
             start = run.end() - 1
@@ -252,37 +251,37 @@ def pieces(text: str) -> Iterator[str]:
 
 
 def open_tokens(path: Path) -> np.ndarray:
-    """Return the tokens (N,) of a file, memory-mapped; DataError where what is there is none."""
-    words = np.memmap(path, np.uint16, "r")
-    _check(words[-10_000_000:], path)  # the rest when it is read
-    return words
+    """Return the tokens (L,) of a file, memory-mapped; DataError if it has numbers that are not token ids."""
+    tokens = np.memmap(path, np.uint16, "r")
+    _check(tokens[-10_000_000:], path)  # the rest when it is read
+    return tokens
 
 
-def windows(words: np.ndarray, starts: list[int], size: int) -> np.ndarray:
-    """Return the windows (B, size) of words (N,) that begin at `starts`, as int64; DataError where one is no token.
+def windows(tokens: np.ndarray, offsets: list[int], size: int) -> np.ndarray:
+    """Return the windows (B, size) of tokens (L,) that begin at `offsets`, as int64; DataError if one has no token id.
 
-    A memory-mapped file is opened anew: else every page that was ever read would count as memory of this process.
+    A memory-mapped file is opened again: else every page that was ever read would count as memory of this process.
     """
-    path = getattr(words, "filename", None)
-    words = np.memmap(path, np.uint16, "r") if path else words
-    rows = np.stack([words[start : start + size] for start in starts])  # (B, size)
+    path = getattr(tokens, "filename", None)
+    tokens = np.memmap(path, np.uint16, "r") if path else tokens
+    rows = np.stack([tokens[offset : offset + size] for offset in offsets])  # (B, size)
     _check(rows, path)
     return rows.astype(np.int64)
 
 
-def _check(words: np.ndarray, path: Path) -> None:
-    if words.max() > END_OF_TEXT:
-        raise DataError(f"{path} holds {words.max()}, which is no token: delete the folder it is in and run again")
+def _check(tokens: np.ndarray, path: Path) -> None:
+    if (most := tokens.max()) > END_OF_TEXT:
+        raise DataError(f"{path} holds {most}, above the largest token id {END_OF_TEXT}: delete its folder, run again")
 
 
 def write_json(path: Path, content: dict) -> None:
-    """Write a small file, which is always whole."""
+    """Write a small JSON file, whole or not at all."""
     with whole_file(path) as file:
         file.write(json.dumps(content).encode() + b"\n")
 
 
 def _read_json(path: Path, *names: str) -> dict[str, int] | None:
-    """Return what write_json has written, whole numbers by these names; None where the file is missing or another."""
+    """Return what write_json has written, integers by these names; None if the file is missing or another one."""
     try:
         content = json.loads(path.read_bytes()) if path.exists() else None
     except (ValueError, RecursionError):
@@ -292,24 +291,25 @@ def _read_json(path: Path, *names: str) -> dict[str, int] | None:
 
 
 def _is_prepared(folder: Path) -> bool:
-    """Tell whether a folder has the files of tokens that its tokens.json tells of."""
+    """Return whether a folder has the token files that its tokens.json describes."""
     counts, files = _read_json(folder / "tokens.json", "train", "val"), (folder / "train.bin", folder / "val.bin")
     return bool(counts) and all(file.exists() and file.stat().st_size == 2 * counts[file.stem] > 0 for file in files)
 
 
 def _progress(part: Path, note: Path) -> dict[str, int]:
-    """Return how many documents, and tokens of them, a run that was cut off has left: none where note and file differ.
+    """Return how many documents and tokens an interrupted run has written: 0 if its note and its file disagree.
 
-    Each document ends with an end-of-text, and none has one inside: as many as the note says must be in the file.
+    Each document has one end-of-text token, at its end: the file must have as many of them as the note has documents.
     """
     done = _read_json(note, "documents", "tokens")
     if done and part.exists() and part.stat().st_size >= 2 * done["tokens"] > 0:
-        words = np.memmap(part, np.uint16, "r", shape=done["tokens"])
-        ends = sum(np.count_nonzero(words[i : i + 10_000_000] == END_OF_TEXT) for i in range(0, len(words), 10_000_000))
-        if ends == done["documents"] and words[-1] == END_OF_TEXT:
+        tokens = np.memmap(part, np.uint16, "r", shape=done["tokens"])
+        chunks = (tokens[i : i + 10_000_000] for i in range(0, len(tokens), 10_000_000))
+        ends = sum(np.count_nonzero(chunk == END_OF_TEXT) for chunk in chunks)
+        if ends == done["documents"] and tokens[-1] == END_OF_TEXT:
             return done
     if note.exists():
-        print(f"{part} is not as {note.name} tells: it is begun anew", flush=True)
+        print(f"{part} does not agree with {note.name}: it is written again from the start", flush=True)
     return {"documents": 0, "tokens": 0}
 
 
@@ -322,9 +322,9 @@ def _first_file() -> Path:
 
 
 def _files(path: Path) -> tuple[list[Path], str]:
-    """Return the files of documents that a path names, all of one kind, and how many others were passed over.
+    """Return the files of documents in a path, all of one kind, and how many others were skipped.
 
-    Hidden files and folders are not data, but copies and notes of other programs. A file under two names counts once.
+    Hidden files and folders belong to other programs and are not data. A file under two names counts once.
     """
     files, hidden, others = {}, 0, 0
     for entry in sorted(path.rglob("*")) if os.path.isdir(path) else [path]:
@@ -338,18 +338,18 @@ def _files(path: Path) -> tuple[list[Path], str]:
             others += 1
     kinds = {KINDS[_suffix(file)] for file in files.values()}
     if len(kinds) != 1:
-        what = "has files of several kinds" if kinds else "has no documents" if os.path.exists(path) else "is not there"
-        raise DataError(f"--data {path} {what}: give a file or a folder, of one kind out of {', '.join(KINDS)}")
+        what = "has several kinds of files" if kinds else "has no documents" if os.path.exists(path) else "is missing"
+        raise DataError(f"--data {path} {what}: give a file or a folder with one kind of {', '.join(KINDS)}")
     return list(files.values()), f"{hidden} hidden files and {others} others" if hidden or others else ""
 
 
 def _suffix(file: Path) -> str:
-    """Return what kind of file a name tells, packed with gzip or not."""
+    """Return the suffix of a file's name, without the .gz of a compressed one."""
     return Path(file.name.lower().removesuffix(".gz")).suffix
 
 
 def _versions(files: list[Path]) -> tuple[tuple[str, int, int], ...]:
-    """Return path, size and time of each file, by which what was made of it is known again."""
+    """Return path, size and time of each file, which change when the file does."""
     return tuple((str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
 
 
@@ -363,7 +363,7 @@ def _name(path: Path | None, whole: bool, val_share: float | None) -> str:
 
 
 def _why(error: BaseException) -> str:
-    """Return in a few words what an error of another library says."""
+    """Return in a few words what went wrong in another library."""
     if isinstance(error, UnicodeError):
         return "it is not UTF-8"
     text = str(getattr(error, "strerror", None) or error).split(": line 1 column")[0]  # of a line of JSON

@@ -23,7 +23,7 @@ LABELS = {"all": "all samples", "test": "test set", "validation": "validation se
 
 
 def draw(outs: Positional[tuple[Path, ...]], picture: Path | None = None) -> None:
-    """Draw the loss.png of each run, finished or not, in its folder; or, with --picture, all of them side by side.
+    """Draw the loss.png of each run, finished or not, in its folder; or, with --picture, all runs in one picture.
 
     For the command line: `python -m common.plotting OUT`. Raises UserError as the two functions that it calls do.
     """
@@ -37,15 +37,15 @@ def draw(outs: Positional[tuple[Path, ...]], picture: Path | None = None) -> Non
 def plot_loss(out: Path, unit: str, log: str = "") -> None:
     """Draw out/loss.png from out/metrics.csv and out/result.json: loss over steps and, where recorded, error rate.
 
-    Of a run that was cut off, out/run.json takes the place of result.json. `unit` names what the loss is measured in;
+    For an interrupted run, out/run.json is read instead of result.json. `unit` names what the loss is measured in;
     `log` says which axes are logarithmic: "", "x", "y" or "xy". The training
     loss of every batch is faint with a smoothed line over it, evaluations are points, the baselines are dashed lines.
-    Raises UserError where there is no such run, or the picture cannot be written.
+    Raises UserError if there is no such run, or if the picture cannot be written.
     """
     try:
         series, result = _read_metrics(out / "metrics.csv"), _read_result(out)
     except FileNotFoundError as error:
-        raise UserError(f"there is no {error.filename}: name the --out of a run, finished or cut off") from None
+        raise UserError(f"there is no {error.filename}: give the --out of a run, finished or interrupted") from None
     names = [name for name in ("loss", "accuracy") if any(name == metric for _, metric in series)]
     figure = Figure(figsize=(7 * len(names), 5), dpi=120, layout="constrained")
     for ax, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names):
@@ -60,7 +60,7 @@ def plot_loss(out: Path, unit: str, log: str = "") -> None:
         else:
             ax.set_ylabel("error (% of samples)")
             if all(values.max() < 1 for (_, metric), (_, values) in series.items() if metric == name):
-                _log_percent(ax)  # where an error of 0 would have no place
+                _log_percent(ax)  # which cannot show an error of 0
         if "x" in log:
             ax.set_xscale("symlog", linthresh=1)  # logarithmic, but with a place for step 0
             ax.set_xlim(left=0)
@@ -74,7 +74,7 @@ def plot_loss(out: Path, unit: str, log: str = "") -> None:
 
 
 def plot_runs(outs: Positional[tuple[Path, ...]], picture: Path) -> None:
-    """Draw runs beside one another, each under the name of its out folder: training loss, smoothed, and test error.
+    """Draw several runs in one picture, each with the name of its out folder: training loss, smoothed, and test error.
 
     From the command line: `python -m common.plotting runs/adam runs/sgd --picture optimizers.png`. Raises UserError
     where a folder holds no run with a test set, or the picture cannot be written.
@@ -103,7 +103,7 @@ def plot_runs(outs: Positional[tuple[Path, ...]], picture: Path) -> None:
 
 
 def plot_regions(out: Path, predict, x: np.ndarray, y: np.ndarray) -> None:
-    """Draw out/regions.png: the class that `predict` gives to every place of the plane, some samples x (N, D) on top.
+    """Draw out/regions.png: the class that `predict` gives to every point of the plane, with some samples x (N, D).
 
     `predict` maps points (M, D) to classes (M,). The plane is that of the first two features, the others are 0 there.
     """
@@ -155,29 +155,29 @@ def plot_features(out: Path, filters: np.ndarray, image: np.ndarray, maps: np.nd
     save(figure, out / "features.png")
 
 
-def plot_attention(out: Path, weights: list[np.ndarray], words: list[str]) -> None:
-    """Draw out/attention.png: how much each of T words looks at each, in every head of every layer.
+def plot_attention(out: Path, weights: list[np.ndarray], tokens: list[str]) -> None:
+    """Draw out/attention.png: how much each of T tokens attends to each, in every head of every layer.
 
-    `weights` holds an array (A, T, T) for each layer: a row for the word that looks, a column for the word looked at.
-    Raises UserError where the picture cannot be written.
+    `weights` holds an array (A, T, T) for each layer: a row for each query token, a column for each key token.
+    Raises UserError if the picture cannot be written.
     """
-    words, fonts, note = _labels(words)
+    labels, fonts, note = _labels(tokens)
     layers, heads = len(weights), len(weights[0])
     figure = Figure(figsize=(3.6 * heads, 3.8 * layers), dpi=100, layout="constrained")
     for layer, row in enumerate(figure.subplots(layers, heads, squeeze=False)):
         for head, ax in enumerate(row):
             ax.imshow(np.asarray(weights[layer][head]), cmap="Blues", vmin=0, vmax=1)
             ax.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=9)
-            ax.set_xticks(range(len(words)), words, rotation=90, fontsize=7, family=fonts)
-            ax.set_yticks(range(len(words)), words, fontsize=7, family=fonts)
+            ax.set_xticks(range(len(labels)), labels, rotation=90, fontsize=7, family=fonts)
+            ax.set_yticks(range(len(labels)), labels, fontsize=7, family=fonts)
     figure.suptitle(f"each row: where the word at its left looks{note}")
     save(figure, out / "attention.png")
 
 
-def _labels(words: list[str]) -> tuple[list[str], list[str], str]:
-    """Return words as labels, the fonts that have their characters, and a note on those that no font here has."""
-    labels = [shorten(repr(word)[1:-1], 20) for word in words]  # the end of a line as \n
-    own = get_data_path()  # where matplotlib keeps fonts of its own; but for the first they are for formulas
+def _labels(tokens: list[str]) -> tuple[list[str], list[str], str]:
+    """Return tokens as labels, the fonts that have their characters, and a note on those that no font here has."""
+    labels = [shorten(repr(token)[1:-1], 20) for token in tokens]  # a line break as \n
+    own = get_data_path()  # where matplotlib keeps fonts of its own; all but the first are for formulas
     system = [font for font in fontManager.ttflist if not font.fname.startswith(own) and Path(font.fname).exists()]
     fonts = ["DejaVu Sans"]
     missing = set("".join(labels)).difference(map(chr, get_font(findfont(*fonts)).get_charmap()))
@@ -251,7 +251,7 @@ def _title(result: dict, width: int) -> str:
 
 def _final(result: dict) -> str:
     if "metrics" not in result:
-        return "not at its end"
+        return "not finished"
     return ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in result["metrics"].items())
 
 

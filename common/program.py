@@ -1,4 +1,4 @@
-"""How a program starts and ends: the ranges of its flags, its device, and a clean exit, whatever ends it."""
+"""How a program starts and ends: the ranges of its flags, its device, and a clean exit in every case."""
 
 import errno
 import os
@@ -20,7 +20,7 @@ NO_OUTPUT = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  #
 
 
 class Terminated(BaseException):
-    """SIGTERM came: a cluster wants the machine back, or `docker stop` or `kill` ends the program."""
+    """SIGTERM was received: a cluster wants the machine back, or `docker stop` or `kill` ends the program."""
 
 
 _sigterm = {"came": False, "asked for": False}
@@ -28,7 +28,7 @@ _exit = {"code": 1}
 
 
 def terminated() -> bool:
-    """Return whether SIGTERM has come.
+    """Return whether SIGTERM was received.
 
     Once a program has asked, SIGTERM no longer ends it at once: it saves what it has and raises Terminated itself.
     """
@@ -57,9 +57,9 @@ def _comes_again(number: int, frame) -> bool:
 
 @contextmanager
 def clean_exit() -> Iterator[None]:
-    """End the program with one sentence and exit code 1 where the user can mend it; with 130 on Ctrl-C, 143 on SIGTERM.
+    """End the program with one sentence and exit code 1 on what the user can fix; with 130 on Ctrl-C, 143 on SIGTERM.
 
-    Where the output itself takes no more (a full disk), that is the sentence; where its reader has gone, none is said.
+    If the output cannot be written (a full disk), the sentence says so; if its reader has gone, there is none.
     """
     _sigterm.update({"came": False, "asked for": False})
     signal.signal(signal.SIGTERM, _on_sigterm)
@@ -79,20 +79,20 @@ def clean_exit() -> Iterator[None]:
             raise
         finally:
             if sys.stdout is not None:
-                sys.stdout.flush()  # here, where an error can still be told
+                sys.stdout.flush()  # here, where an error can still be reported
     except UserError as error:
         code, message = 1, f"error: {error}"
     except (MemoryError, RuntimeError, ValueError) as error:  # torch's and JAX's own are RuntimeErrors, numpy's may be
         if not isinstance(error, MemoryError) and not any(words in str(error).lower() for words in OUT_OF_MEMORY):
             raise
-        reason = (str(error).splitlines() or ["no more is known"])[0]
+        reason = (str(error).splitlines() or ["no details"])[0]
         code, message = 1, f"error: out of memory ({reason}): lower the sizes, --batch-size first (or --micro-batch)"
     except OSError as error:
         if error.errno not in NO_OUTPUT or error.filename is not None:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in its buffer goes nowhere
         gone = error.errno == errno.EPIPE
-        code, message = 1, "" if gone else f"error: cannot write the output ({error.strerror}): make room"
+        code, message = 1, "" if gone else f"error: cannot write the output ({error.strerror}): free some space"
     except KeyboardInterrupt:
         code = 130
     except Terminated:
@@ -108,13 +108,13 @@ def clean_exit() -> Iterator[None]:
 
 
 def _spelling(arguments: list[str]) -> str:
-    """Return how to write what a command line of today takes in another form only."""
+    """Return how to write a flag that is accepted in another form only."""
     for flag, value in pairwise([*arguments, ""]):
         name, _, given = flag.partition("=")
         if name.startswith("--") and (given or value).lower() in ("true", "false"):
             return f"write {name} for yes, and --no-{name[2:]} for no\n"
         if flag.startswith("--") and not given and re.match("-[^-0-9.]", value):
-            return f"write a value that begins with - behind an equals sign: {flag}={value}\n"
+            return f"write a value that begins with - after an equals sign: {flag}={value}\n"
     return ""
 
 
@@ -126,13 +126,13 @@ def exit_code() -> int:
 def check_config(config, **ranges: float | tuple[float, float]) -> None:
     """Raise ValueError, which the command line shows as one sentence, unless every number in the config is in range.
 
-    A number must be above 0 and fit into float32, a whole one below 2**53; a seed must not be negative. `ranges` gives
-    by name the least that another number may be, or the least and the most. A path must not be empty.
+    A number must be above 0 and fit into float32, a whole one below 2**53; a seed must not be negative. `ranges` gives,
+    by name, another minimum, or a minimum and a maximum. A path must not be empty.
     """
     for name, value in vars(config).items():
         flag = "--" + name.replace("_", "-")
         if name == "out" and not value.name and not value.anchor:  # Path("") is the working directory's
-            raise ValueError(f'{flag} is empty: name a folder, "$PWD" for the one that you are in')
+            raise ValueError(f'{flag} is empty: name a folder, "$PWD" for the current one')
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
         least = {"seed": 0, **ranges}.get(name)
@@ -148,7 +148,7 @@ def check_config(config, **ranges: float | tuple[float, float]) -> None:
 def torch_device(name: str):
     """Return the torch.device that a --device flag names; "auto" is the GPU where there is one.
 
-    Raises UserError where this machine has no such device.
+    Raises UserError if this machine has no such device.
     """
     import torch
 
@@ -163,7 +163,7 @@ def torch_device(name: str):
 def jax_device(name: str):
     """Return the JAX device that a --device flag names; "auto" is the GPU where there is one.
 
-    Raises UserError where JAX finds no such device, for want of the device or of its CUDA plugin.
+    Raises UserError if JAX finds no such device, because the device or its CUDA plugin is missing.
     """
     import jax
 

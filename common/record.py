@@ -26,25 +26,25 @@ from tqdm import tqdm
 
 DRY_RUN_STEPS = 3
 BAR = "{percentage:3.0f} % of {total_fmt} steps, {remaining} left{postfix}"
-PROGRESS_LINES = 20  # printed by a whole run when the output is not a terminal; of a long one, one a minute
+PROGRESS_LINES = 20  # of a run whose output is not a terminal; a long run prints more, one per minute
 PICTURES = ("regions.png", "features.png", "attention.png", "loss.png")
 CHECKPOINTS = ("best.pt", "checkpoint.pt", "checkpoint.npz")
-HISTORY = ("samples.txt", "metrics.csv")  # of which a resumed run keeps what is older than its checkpoint
+HISTORY = ("samples.txt", "metrics.csv")  # a resumed run keeps the part that is older than its checkpoint
 RUN_FILES = (*PICTURES, "result.json", "run.json", *CHECKPOINTS, *HISTORY)  # a run starts these anew
-DEAR = 600  # seconds of training after which a checkpoint is not replaced without being asked for
+DEAR = 600  # a checkpoint that took more seconds is replaced only with --overwrite
 LIBRARIES = ("numpy", "torch", "jax", "optax", "datasets", "tiktoken")
 
 
 class Run:
-    """One training run: `with Run(config, baselines) as run:` opens `run.out` and keeps what `record` is told.
+    """One training run: `with Run(config, baselines) as run:` opens `run.out` and saves what is recorded.
 
     `config` is the exercise's dataclass, with the fields `seed`, `out` and `dry_run`. `run.out` is `config.out`, or its
-    folder dry_run for a dry run, which so touches nothing of a real one. `baselines` are losses that need no training,
-    by name; the first is the one that the run must beat. `device` goes into result.json. `resume`, what `state`
-    returned to an earlier run, cuts its files back to what they were then, to go on from there.
+    folder dry_run for a dry run, so that a real run is not touched. `baselines` are losses that need no training, by
+    name; the first is the one that the run must beat. `device` goes into result.json. `resume` is what `state` returned
+    in an earlier run: its files are cut back to what they were then, and the run continues from there.
 
-    Raises UserError where a baseline is not finite, where `run.out` cannot be written to, where another run is using
-    it, and where files would be lost: another exercise's, or a checkpoint that took more than ten minutes.
+    Raises UserError if a baseline is not finite, if `run.out` cannot be written to, if another run is using it, and
+    if files would be lost: another exercise's, or a checkpoint that took more than ten minutes.
     """
 
     def __init__(self, config, baselines: dict[str, float], device="cpu", resume: dict | None = None):
@@ -53,7 +53,7 @@ class Run:
         self.baselines = {name: float(value) for name, value in baselines.items()}
         for name, value in self.baselines.items():
             if not math.isfinite(value):
-                raise UserError(f"the baseline {name} is {value}: look at the data, or take more of them")
+                raise UserError(f"the baseline {name} is {value}, not finite: check the data, or use more of it")
         self.device = str(device)
         self.exercise = _folder_of(config)
         self.resume = resume
@@ -61,7 +61,7 @@ class Run:
         self.least: dict[str, float] = {}  # the least value of each metric
         if resume:
             self.latest, self.least = dict(resume["latest"]), dict(resume["least"])
-        self._waiting: list[tuple[int, str, dict]] = []  # rows of which a GPU has not told yet
+        self._waiting: list[tuple[int, str, dict]] = []  # rows whose values are still on the GPU
         self.quiet = False  # True for further seeds, which show no progress and leave no history
 
     def __enter__(self) -> "Run":
@@ -71,7 +71,7 @@ class Run:
             self._lock.acquire(timeout=0)
         except Timeout:
             where = f"another run is writing to {self.out}"
-            raise UserError(f"{where}: wait for it, or choose another with --out DIR") from None
+            raise UserError(f"{where}: wait for it, or choose another folder with --out DIR") from None
         except OSError as error:
             raise self._cannot_write(self.out, error) from None
         try:
@@ -89,14 +89,14 @@ class Run:
         return self
 
     def _begin(self) -> None:
-        """Make the folder ready: the files of an earlier run go, or are cut back to where the checkpoint was."""
+        """Prepare the folder: delete the files of an earlier run, or cut them back to the checkpoint."""
         sizes = self.resume["sizes"] if self.resume else {}
         if self.resume:
             for name in HISTORY:
                 path = self.out / name
                 if (path.stat().st_size if path.exists() else 0) < sizes.get(name, 0):
                     reason = f"{path} is shorter than it was at the checkpoint"
-                    raise UserError(f"{reason}: put the whole file back, or train anew into another --out")
+                    raise UserError(f"{reason}: restore the whole file, or start a new run in another --out")
         else:
             self._refuse_to_lose()
         self._about = {
@@ -110,10 +110,10 @@ class Run:
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         seconds = {"seconds": self.resume["seconds"]} if self.resume else {}
-        self._write_json("run.json", self._about | seconds)  # first, so that it is known whose files the others are
+        self._write_json("run.json", self._about | seconds)  # first: it says whose files the others are
         for name in RUN_FILES:
             path = self.out / name
-            path.with_name(f"{name}.tmp").unlink(missing_ok=True)  # which a killed run left
+            path.with_name(f"{name}.tmp").unlink(missing_ok=True)  # left by a killed run
             if name == "run.json" or (self.resume and name in CHECKPOINTS):
                 continue
             if self.resume and name in HISTORY and path.exists():
@@ -127,19 +127,19 @@ class Run:
             self._write_csv("step,split,metric,value\n")
 
     def _refuse_to_lose(self) -> None:
-        """Raise UserError where the folder holds another exercise's files, or a checkpoint that took long."""
+        """Raise UserError if the folder holds another exercise's files, or a checkpoint that took long."""
         there = [name for name in RUN_FILES if (self.out / name).exists()]
         earlier = _read_json(self.out / "run.json") or _read_json(self.out / "result.json")
         at_home = self.out.resolve().is_relative_to(self.exercise / "out") and (earlier or "metrics.csv" in there)
         if there and not at_home and earlier.get("exercise") != self.exercise.name:
-            whose = earlier.get("exercise", "somebody else")
-            raise UserError(f"{self.out / there[0]} is of {whose}, and would be lost: choose another --out DIR")
+            whose = earlier.get("exercise", "another program")
+            raise UserError(f"{self.out / there[0]} belongs to {whose}, and would be lost: choose another --out DIR")
         dear = [name for name in there if name in CHECKPOINTS]
         seconds = earlier.get("seconds", math.inf)
         if dear and seconds > DEAR and not getattr(self.config, "overwrite", False):
             took = f"took {seconds / 60:,.0f} minutes" if seconds < math.inf else "may have taken long"
             go_on = "--resume yes" if isinstance(getattr(self.config, "resume", False), str) else "--resume"
-            advice = f"go on from it with {go_on}, choose another --out DIR, or give it up with --overwrite"
+            advice = f"continue it with {go_on}, choose another --out DIR, or replace it with --overwrite"
             raise UserError(f"{self.out / dear[0]} {took}, and a new run would replace it: {advice}")
 
     def __exit__(self, kind, error, traceback) -> None:
@@ -162,7 +162,7 @@ class Run:
             for name in HISTORY:
                 if (self.out / name).exists():
                     with open(self.out / name, "rb+") as file:
-                        os.fsync(file.fileno())  # so that no checkpoint is newer than what it tells of
+                        os.fsync(file.fileno())  # so that no checkpoint is newer than these files
                         sizes[name] = os.fstat(file.fileno()).st_size
         except OSError as error:  # somebody has just deleted it
             raise self._cannot_write(self.out, error) from None
@@ -171,7 +171,7 @@ class Run:
         return {"sizes": sizes, "latest": dict(self.latest), "least": dict(self.least), "seconds": seconds}
 
     def steps(self, total: int, first: int = 0) -> Iterator[int]:
-        """Yield first, …, total - 1, the number of updates made before, and show the progress; a dry run stops at 3."""
+        """Yield the steps first, …, total - 1 (updates made before), and show the progress; a dry run stops at 3."""
         total = min(total, DRY_RUN_STEPS) if self.config.dry_run else total
         on_terminal = sys.stdout is not None and sys.stdout.isatty()
         hidden = self.quiet or not on_terminal
@@ -191,10 +191,10 @@ class Run:
                 print(f"step {step + 1:{len(str(total))}d}/{total}  {self._progress()}", flush=True)
 
     def record(self, step: int, split: str, **metrics: float) -> None:
-        """Append one row a metric to metrics.csv: `step` is the number of updates made before it was measured.
+        """Append one row per metric to metrics.csv: `step` is the number of updates made before it was measured.
 
-        Values that a GPU is still busy with are read ten calls later, or with the next that are not. Raises UserError
-        where a value is not finite (that row is not written) or where the disk takes no more.
+        Values on a GPU are read ten calls later, so that the loop need not wait, or with the next that are not on one.
+        Raises UserError if a value is not finite (that row is not written) or if the disk is full.
         """
         self._waiting.append((step, split, metrics))
         if len(self._waiting) >= 10 or not all(getattr(value, "is_cuda", False) for value in metrics.values()):
@@ -210,34 +210,34 @@ class Run:
         for name, value in values.items():
             if not math.isfinite(value):
                 rate = getattr(self.config, "learning_rate", None)
-                advice = "lower --learning-rate" if step else "that is before any update, so look at the data"
+                advice = "lower --learning-rate" if step else "that is before any update, so check the data"
                 raise UserError(f"{split} {name} is {value} at step {step} with learning rate {rate}: {advice}")
             self.latest[f"{split} {name}"] = value
             self.least[f"{split} {name}"] = min(value, self.least.get(f"{split} {name}", value))
         if not self.quiet:
             self._write_csv("".join(f"{step},{split},{name},{value!r}\n" for name, value in values.items()))
 
-    def sample(self, step: int, words: Iterable[int], vocab: list[str], training: Iterable[int], length=4) -> None:
-        """Append a text that a model wrote, its words given as numbers, to samples.txt, and print it.
+    def sample(self, step: int, tokens: Iterable[int], vocab: list[str], training: Iterable[int], length=4) -> None:
+        """Append a text that a model generated, given as token ids, to samples.txt, and print it.
 
-        Over it stands the share of its runs of `length` words that the training words have too: a model that copies is
-        seen. Runs of the prompt alone do not count: the drawn words are the last `config.max_new_tokens`. A vocabulary
-        that begins with "<unk>" is one of words, which is left out of the text; others are of characters. Raises
-        UserError where the disk takes no more.
+        Its title says which share of its n-grams (n = `length`) also occurs in the training tokens: how much the model
+        copies. N-grams of the prompt alone do not count: the new tokens are the last `config.max_new_tokens`. In a
+        vocabulary that begins with "<unk>" the tokens are words, and "<unk>" is left out of the text; else they are
+        characters. Raises UserError if the disk is full.
         """
         unknown = vocab[0] == "<unk>"
         if not hasattr(self, "_training"):
-            self._training = "".join(map(chr, np.asarray(training)))  # where a run of words is found fast
-        words = [int(word) for word in words]
-        first = max(length, len(words) - self.config.max_new_tokens + 1)  # of these runs ends before this word
-        grams = [words[end - length : end] for end in range(first, len(words) + 1)]
+            self._training = "".join(map(chr, np.asarray(training)))  # a string, in which n-grams are found fast
+        tokens = [int(token) for token in tokens]
+        first = max(length, len(tokens) - self.config.max_new_tokens + 1)  # where the first n-gram that counts ends
+        grams = [tokens[end - length : end] for end in range(first, len(tokens) + 1)]
         grams = ["".join(map(chr, gram)) for gram in grams if not (unknown and 0 in gram)]
         copied = sum(gram in self._training for gram in grams) / max(1, len(grams))
-        text = join_words([vocab[word] for word in words if word]) if unknown else "".join(vocab[i] for i in words)
+        text = join_words([vocab[i] for i in tokens if i]) if unknown else "".join(vocab[i] for i in tokens)
         self.write_sample(f"step {step}, {copied:.0%} of its {length}-grams stand in the training text", text)
 
     def write_sample(self, title: str, text: str) -> None:
-        """Append a text under its title to samples.txt, and print it; UserError where the disk takes no more."""
+        """Append a text under its title to samples.txt, and print it; UserError if the disk is full."""
         entry = f"--- {title}\n{text}\n\n"
         path = self.out / "samples.txt"
         try:
@@ -250,7 +250,7 @@ class Run:
     def finish(self, **metrics: float | list[float]) -> dict[str, float]:
         """Write result.json with the final metrics, print the result line, return the metrics.
 
-        Of a list, one number for each seed, the metric is the mean; result.json has the list, too, under "finals".
+        If a metric is a list, one number per seed, its mean is reported; result.json also has the list, under "finals".
         """
         seconds = time.perf_counter() - self._start
         finals = {name: values for name, values in metrics.items() if np.size(values) > 1}
@@ -276,7 +276,7 @@ class Run:
                 raise OSError("the disk is full")
         except OSError as error:
             with suppress(OSError):
-                self._csv.truncate(self._csv_bytes)  # half a row would spoil the file for whoever reads it
+                self._csv.truncate(self._csv_bytes)  # half a row would make the file unreadable
             raise self._cannot_write(self.out / "metrics.csv", error) from None
         self._csv_bytes += len(data)
 
@@ -290,7 +290,7 @@ class Run:
     def _cannot_write(self, path: Path, error: OSError) -> UserError:
         what = f"cannot write to {'the folder ' if path == self.out else ''}{path} ({error.strerror or error})"
         kept = f"; {self._kept()}" if hasattr(self, "_csv") else ""
-        return UserError(f"{what}: make room there, or choose another folder with --out DIR{kept}")
+        return UserError(f"{what}: free some space there, or choose another folder with --out DIR{kept}")
 
     def _kept(self) -> str:
         path = self.out / "metrics.csv"
@@ -298,13 +298,13 @@ class Run:
 
 
 def _folder_of(config) -> Path:
-    """Return the folder of the program that a config is of, also where another runs it (python -m cProfile)."""
+    """Return the folder of the program that defines a config, also if another one runs it (python -m cProfile)."""
     init = getattr(type(config), "__post_init__", None)
     return Path(init.__code__.co_filename if init else inspect.getfile(type(config))).resolve().parent
 
 
 def _read_json(path: Path) -> dict:
-    """Return what a JSON file says; {} where there is none, or no whole one."""
+    """Return the contents of a JSON file; {} if it is missing or not complete."""
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -337,7 +337,7 @@ def _versions() -> dict[str, str]:
 
 
 def _commit(folder: Path) -> str | None:
-    """Return the git commit of `folder`, with "-dirty" behind it where tracked files were changed; None outside git."""
+    """Return the git commit of `folder`, followed by "-dirty" if tracked files were changed; None outside git."""
     command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip() or None

@@ -1,4 +1,4 @@
-"""How fast a training is: tokens per second, MFU, what the chip can do, and a compiled model where there can be one."""
+"""How fast a training is: tokens per second, MFU, the peak of the chip, and a compiled model where that works."""
 
 import sys
 import time
@@ -10,7 +10,7 @@ PEAKS = {  # TFLOP/s of dense bfloat16 matrix products, from NVIDIA's data sheet
 
 
 def has_bfloat16(device) -> bool:
-    """Return whether the device itself multiplies matrices of bfloat16, which others only imitate, slowly."""
+    """Return whether the device multiplies bfloat16 matrices in hardware; others only emulate it, slowly."""
     import torch
 
     if device.type == "cuda":
@@ -19,29 +19,29 @@ def has_bfloat16(device) -> bool:
 
 
 def compiled(model, loss_of):
-    """Return the model compiled, or as it is, with one line that says why, where this machine cannot do that.
+    """Return the compiled model; where compiling fails, print one line that says why and return the model as it is.
 
-    `loss_of` returns of a model a loss like those of the training. The compiled model is tried with one, which leaves
-    nothing behind.
+    `loss_of(model)` returns a loss like those of the training. The compiled model is tried with it once; that changes
+    nothing.
     """
     import torch
 
-    fast = torch.compile(model)
+    compiled_model = torch.compile(model)
     device = next(model.parameters()).device
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):  # dropout's draws here do not count
-            loss_of(fast).backward()
+            loss_of(compiled_model).backward()
     except torch.OutOfMemoryError:
         raise  # it would not fit uncompiled either
     except Exception as error:  # no C++ compiler, a GPU that Triton does not know, and many more
         print(f"not compiled, so slower ({(str(error).strip() or repr(error)).splitlines()[0]})", file=sys.stderr)
-        fast = model
+        compiled_model = model
     model.zero_grad()
-    return fast
+    return compiled_model
 
 
 def clock(device) -> float:
-    """Return the time in seconds when the device has done all that it was asked to."""
+    """Wait until the device has finished all its work, and return the time in seconds."""
     import torch
 
     if device.type == "cuda":
@@ -50,7 +50,7 @@ def clock(device) -> float:
 
 
 def describe(tokens_per_second: float, flops_per_token: int, device, devices: int = 1) -> str:
-    """Return in words how fast a training was, and its MFU: the share of the GPUs' peak that it put to use."""
+    """Return a line with the speed of a training and its MFU: the share of the GPUs' peak that it used."""
     name, peak = chip(device)
     rate = tokens_per_second * flops_per_token / 1e12
     mfu = f"{rate / peak / devices:.1%} of {peak} TFLOP/s" if peak else "unknown chip"
@@ -61,7 +61,7 @@ def describe(tokens_per_second: float, flops_per_token: int, device, devices: in
 def progress(
     steps: int, left: int, tokens: int, seconds: float, flops_per_token: int, device, devices: int = 1
 ) -> dict:
-    """Return what the progress line says of a training's speed after so many steps of so many tokens and seconds."""
+    """Return the speed for the progress line: `steps` steps of `tokens` tokens took `seconds`, and `left` are left."""
     import torch
 
     rate = steps * tokens / seconds

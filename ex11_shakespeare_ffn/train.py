@@ -57,7 +57,7 @@ class Config:
 
 
 def read_tokens(config):
-    """Return the token ids of the training text (N,) and the test text (M,), and the vocabulary: the tokens by id."""
+    """Return the token ids of the training text and the test text, each (L,), and the vocabulary: the tokens by id."""
     tokens = data.split_words(data.text(config.text) if config.text else data.shakespeare(config.dry_run))
     cut = len(tokens) * 9 // 10
     counts = Counter(tokens[:cut])
@@ -70,9 +70,9 @@ def read_tokens(config):
 
 
 def encode(tokens, vocab):
-    """Return a list of tokens as token ids (N,), their positions in the vocabulary."""
+    """Return a list of tokens as token ids (L,), their positions in the vocabulary."""
     ids = {token: i for i, token in enumerate(vocab)}
-    return torch.tensor([ids.get(token, 0) for token in tokens])  # (N,)
+    return torch.tensor([ids.get(token, 0) for token in tokens])  # (L,)
 
 
 def make_data(config, train, test, device):

@@ -3,7 +3,7 @@
 Changes from ex11:
 - The model writes: it draws a token from its own prediction, appends it to the context, and draws the next
   (autoregressive sampling).
-- Temperature, top-k and top-p say how far from the likeliest word it may go.
+- Temperature, top-k and top-p say how far from the likeliest token it may go.
 - Samples are drawn by a generator of their own, so that they change no number of the training.
 
     python ex12_sampling/train.py
@@ -60,7 +60,7 @@ class Config:
 
 
 def read_tokens(config):
-    """Return the token ids of the training text (N,) and the test text (M,), and the vocabulary: the tokens by id."""
+    """Return the token ids of the training text and the test text, each (L,), and the vocabulary: the tokens by id."""
     tokens = data.split_words(data.text(config.text) if config.text else data.shakespeare(config.dry_run))
     cut = len(tokens) * 9 // 10
     counts = Counter(tokens[:cut])
@@ -73,9 +73,9 @@ def read_tokens(config):
 
 
 def encode(tokens, vocab):
-    """Return a list of tokens as token ids (N,), their positions in the vocabulary."""
+    """Return a list of tokens as token ids (L,), their positions in the vocabulary."""
     ids = {token: i for i, token in enumerate(vocab)}
-    return torch.tensor([ids.get(token, 0) for token in tokens])  # (N,)
+    return torch.tensor([ids.get(token, 0) for token in tokens])  # (L,)
 
 
 def make_data(config, train, test, device):
@@ -148,7 +148,7 @@ def draw(logits, config, generator):
 
 @torch.no_grad()
 def sample(model, tokens, config):
-    """Return the tokens (N,) and those that the model draws after them, one at a time, each from its own prediction."""
+    """Return the tokens (L,) and those that the model draws after them, one at a time, each from its own prediction."""
     model.eval()  # without dropout
     generator = torch.Generator(tokens.device).manual_seed(config.seed)  # so that sampling does not change the training
     for _ in range(config.max_new_tokens):
@@ -175,7 +175,7 @@ def main(config: Config) -> dict[str, float]:
     sizes = f"{len(train_tokens)} training and {len(test_tokens)} test tokens"
     print(f"data: {sizes} ({(test_tokens == 0).float().mean():.1%} unknown), vocabulary {len(vocab)}")
 
-    prompt = encode(data.prompt_words(config, vocab, train_tokens), vocab).to(device)  # (P,)
+    prompt = encode(data.prompt_words(config, vocab, train_tokens), vocab).to(device)  # (L,)
     if not len(prompt):
         raise UserError("--prompt is empty: give it a character or more")
     if config.top_k > len(vocab):

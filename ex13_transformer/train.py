@@ -2,9 +2,10 @@
 next-words (ie the same sequence but offset by 1)."
 
 Changes from ex12:
-- Attention: each word looks back at all words before it in the block, and decides by their content which to use.
-- Blocks of attention and a small MLP, each added to what came in, as in GPT-2 (Radford et al. 2019).
-- Every word of a block is predicted from those before it: T predictions for one pass over T words.
+- Self-attention: each token looks back at all tokens before it in the block, and decides by their content which to use.
+- Blocks of attention and a small MLP, each with a shortcut (its output is added to its input), as in GPT-2 (Radford et
+  al. 2019).
+- Every token of a block is predicted from those before it: one pass over T tokens gives T predictions.
 
     python ex13_transformer/train.py
 
@@ -62,7 +63,7 @@ class Config:
 
 
 def read_tokens(config):
-    """Return the token ids of the training text (N,) and the test text (M,), and the vocabulary: the tokens by id."""
+    """Return the token ids of the training text and the test text, each (L,), and the vocabulary: the tokens by id."""
     tokens = data.split_words(data.text(config.text) if config.text else data.shakespeare(config.dry_run))
     cut = len(tokens) * 9 // 10
     counts = Counter(tokens[:cut])
@@ -75,9 +76,9 @@ def read_tokens(config):
 
 
 def encode(tokens, vocab):
-    """Return a list of tokens as token ids (N,), their positions in the vocabulary."""
+    """Return a list of tokens as token ids (L,), their positions in the vocabulary."""
     ids = {token: i for i, token in enumerate(vocab)}
-    return torch.tensor([ids.get(token, 0) for token in tokens])  # (N,)
+    return torch.tensor([ids.get(token, 0) for token in tokens])  # (L,)
 
 
 def make_data(config, train, test, device):
@@ -199,7 +200,7 @@ def draw(logits, config, generator):
 
 @torch.no_grad()
 def sample(model, tokens, config):
-    """Return the tokens (N,) and those that the model draws after them, one at a time, each from its own prediction."""
+    """Return the tokens (L,) and those that the model draws after them, one at a time, each from its own prediction."""
     model.eval()  # without dropout
     generator = torch.Generator(tokens.device).manual_seed(config.seed)  # so that sampling does not change the training
     for _ in range(config.max_new_tokens):
@@ -226,7 +227,7 @@ def main(config: Config) -> dict[str, float]:
     sizes = f"{len(train_tokens)} training and {len(test_tokens)} test tokens"
     print(f"data: {sizes} ({(test_tokens == 0).float().mean():.1%} unknown), vocabulary {len(vocab)}")
 
-    prompt = encode(data.prompt_words(config, vocab, train_tokens), vocab).to(device)  # (P,)
+    prompt = encode(data.prompt_words(config, vocab, train_tokens), vocab).to(device)  # (L,)
     if not len(prompt):
         raise UserError("--prompt is empty: give it a character or more")
     if config.top_k > len(vocab):

@@ -1,4 +1,4 @@
-"""Bring GPT-2's weights in, and take a model of exercise 16 out, by way of Hugging Face's files.
+"""Import GPT-2's weights into exercise 16, and export its models, as files of Hugging Face's transformers.
 
     python ex16_gpu_nanogpt/pretrained.py --init-from gpt2 --weights path/to/gpt2
     python ex16_gpu_nanogpt/sample.py --checkpoint ex16_gpu_nanogpt/out/gpt2.pt --prompt "The meaning of life is"
@@ -6,7 +6,7 @@
 
 The first takes a local copy of huggingface.co/openai-community/gpt2 (its model.safetensors, 548 MB) and writes a
 checkpoint that sample.py reads. The last writes a trained model as transformers' GPT2LMHeadModel.from_pretrained reads
-it. GPT-2 keeps its matrices transposed; else the two models differ in names alone.
+it. GPT-2 stores its matrices transposed; apart from that only the names differ.
 """
 
 import json
@@ -25,7 +25,7 @@ from train import Config as TrainConfig
 from train import Transformer
 
 SHAPES = {"gpt2": (12, 12, 768), "gpt2-medium": (24, 16, 1024), "gpt2-large": (36, 20, 1280), "gpt2-xl": (48, 25, 1600)}
-NAMES = {  # of the parts of a model: ours, theirs
+NAMES = {  # of the modules: ours, theirs
     "embedding": "wte",
     "positions": "wpe",
     "blocks": "h",
@@ -42,11 +42,11 @@ NAMES = {  # of the parts of a model: ours, theirs
 
 @dataclass
 class Config:
-    init_from: Literal["none", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"] = "none"  # which of OpenAI's models
-    weights: Path | None = None  # its folder, as Hugging Face has it, or the safetensors file
-    checkpoint: Path = Path(__file__).parent / "out" / "best.pt"  # the model to take where --init-from is none
-    save: Path = Path(__file__).parent / "out" / "gpt2.pt"  # where the checkpoint made of --weights goes
-    export: Path | None = None  # folder to write for transformers
+    init_from: Literal["none", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"] = "none"  # OpenAI's model to import
+    weights: Path | None = None  # folder of that model from Hugging Face, or its safetensors file
+    checkpoint: Path = Path(__file__).parent / "out" / "best.pt"  # model to export if --init-from is none
+    save: Path = Path(__file__).parent / "out" / "gpt2.pt"  # file to write the imported model to
+    export: Path | None = None  # folder to write the model to, for transformers
 
 
 def their_name(name):
@@ -56,15 +56,15 @@ def their_name(name):
 
 
 def transposed(name):
-    """Return whether Hugging Face has this parameter of ours the other way around."""
+    """Return whether Hugging Face stores this parameter of ours transposed."""
     return name.endswith(("qkv.weight", "out.weight", "up.weight", "down.weight"))
 
 
 def from_hugging_face(path, heads=None):
     """Return the configuration and the model of GPT-2 weights in a folder or a safetensors file.
 
-    The number of heads comes from the folder's config.json; without one a head has 64 channels, as in all of OpenAI's.
-    Raises UserError where the file is missing or damaged, or not one of a GPT-2.
+    The number of heads comes from the folder's config.json; without it a head has 64 channels, as in all of OpenAI's.
+    Raises UserError if the file is missing, damaged, or not of a GPT-2.
     """
     file = path / "model.safetensors" if path.is_dir() else path
     try:
@@ -81,24 +81,24 @@ def from_hugging_face(path, heads=None):
         model.load_state_dict(state | {"head.weight": state["embedding.weight"]})
     except FileNotFoundError as error:
         raise UserError(
-            f"there is no {error.filename or file}: --weights names a folder with model.safetensors, from "
-            "huggingface.co/openai-community/gpt2 for instance"
+            f"there is no {error.filename or file}: give --weights a folder with model.safetensors, for example from "
+            "huggingface.co/openai-community/gpt2"
         ) from None
     except (SafetensorError, KeyError, ValueError, RuntimeError, OSError):
-        raise UserError(f"{file} does not hold the weights of a GPT-2, or not all of them") from None
+        raise UserError(f"{file} does not hold all weights of a GPT-2: download it again") from None
     return config, model
 
 
 def to_hugging_face(config, model, folder):
     """Write config.json and model.safetensors, which transformers reads as a GPT2LMHeadModel, into a folder.
 
-    A model without biases gets such of 0. Raises UserError where the folder cannot be written to.
+    A model without biases gets biases of 0. Raises UserError if the folder cannot be written to.
     """
     state = model.state_dict()
     for name in [name for name in state if name.endswith(".weight")]:
         if "norm" in name or transposed(name):
             state.setdefault(name.replace(".weight", ".bias"), torch.zeros(len(state[name])))
-    state.pop("head.weight")  # which is the embedding's
+    state.pop("head.weight")  # the same as the embedding's
     tensors = {
         "transformer." + their_name(name): (tensor.T if transposed(name) else tensor).contiguous().cpu()
         for name, tensor in state.items()

@@ -1,10 +1,10 @@
-"""Write with a model that exercise 16 has trained; what it writes appears as it is drawn.
+"""Generate text with a model that exercise 16 has trained; each token appears as soon as it is drawn.
 
     python ex16_gpu_nanogpt/sample.py --prompt "JULIET:\\n" --max-new-tokens 500 --number 3
 
-train.py's `sample` passes all words through the model for every new one. Here the keys and values of those before are
-kept (a key-value cache), and only the new word passes: the result is the same, and sooner there. A model has places for
-T words. When they are full, the second half of the text in view is read again, and room for T / 2 more is there.
+train.py's `sample` passes all tokens through the model for every new one. Here the keys and values of the earlier ones
+are kept (a key-value cache), and only the new token passes through: the result is the same, and comes sooner. A model
+has T positions. When they are used up, the second half of the context is read again, which frees T / 2 positions.
 """
 
 import codecs
@@ -28,14 +28,14 @@ from train import Transformer, draw, encode
 @dataclass
 class Config:
     checkpoint: Path = Path(__file__).parent / "out" / "best.pt"  # best.pt has the least validation loss of its run
-    prompt: str = "\n"  # text to go on from; \n is the end of a line
-    max_new_tokens: int = 500  # tokens of a sample: characters, or the tokens of GPT-2
-    number: int = 1  # samples
+    prompt: str = "\n"  # text that the samples continue; \n is a line break
+    max_new_tokens: int = 500  # tokens per generated sample: characters, or GPT-2's tokens
+    number: int = 1  # number of samples to generate
     temperature: float = 0.8  # sampling temperature: the logits are divided by it; 0: always the likeliest token
     top_k: int = 0  # top-k sampling: draw from the k likeliest tokens only; 0: from all
     top_p: float = 0.95  # nucleus (top-p) sampling: draw from the fewest tokens whose probabilities reach this sum
-    cache: bool = True  # keep keys and values; --no-cache passes all tokens through the model for every new one
-    seed: int = 0  # of the first sample; the next ones have seed + 1, seed + 2, …
+    cache: bool = True  # key-value cache; --no-cache passes all tokens through the model for every new one
+    seed: int = 0  # random seed of the first sample; the next ones have seed + 1, seed + 2, …
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # device to compute on; auto is a GPU where there is one
 
     def __post_init__(self):
@@ -43,48 +43,48 @@ class Config:
 
 
 def load_model(path, device):
-    """Return the model of a checkpoint, in evaluation mode, and its vocabulary; None is that of GPT-2."""
+    """Return the model of a checkpoint, in evaluation mode, and its vocabulary; None is GPT-2's."""
     saved = checkpoint.read_torch(TrainConfig, path)
     model = Transformer(saved["config"], len(saved["model"]["embedding.weight"]))
     model.load_state_dict(saved["model"])
-    if saved["vocab"] is None:  # exercise 17's table has more than GPT-2's tokens, to make a round number
+    if saved["vocab"] is None:  # exercise 17's table is padded beyond GPT-2's tokens
         model.embedding.weight = model.head.weight = nn.Parameter(model.head.weight[:50_257])
     return model.to(device).eval(), saved["vocab"]
 
 
 def first_in_view(n, size):
-    """Return the place of the first of n tokens that a model of T = size sees; it moves on by T / 2 at a time."""
+    """Return which of n tokens is the first in the context of a model with T = size; it moves by T / 2 at a time."""
     half = (size + 1) // 2
     return max(0, -(-(n - size) // half)) * half
 
 
 def next_logits(model, tokens, done, caches):
-    """Return the logits (V,) after tokens (N,), of which the first is at place `done` and those before are cached.
+    """Return the logits (V,) after tokens (L,), of which the first has position `done`; those before it are cached.
 
     `caches` has keys and values (1, A, T, C / A) for every block; those of `tokens` are written there.
     """
     end = done + len(tokens)
-    x = model.embedding(tokens[None]) + model.positions.weight[done:end]  # (1, N, C)
+    x = model.embedding(tokens[None]) + model.positions.weight[done:end]  # (1, L, C)
     for block, (keys, values) in zip(model.blocks, caches):
         attention = block.attention
         q, k, v = attention.qkv(block.norm1(x)).unflatten(-1, (3, attention.heads, -1)).permute(2, 0, 3, 1, 4)
-        keys[:, :, done:end], values[:, :, done:end] = k, v  # each (1, A, N, C / A)
-        # Several tokens come at the start alone, and are masked; a single one may look at all.
+        keys[:, :, done:end], values[:, :, done:end] = k, v  # each (1, A, L, C / A)
+        # Several tokens come only at the start, with a causal mask; a single one attends to all before it.
         y = F.scaled_dot_product_attention(q, keys[:, :, :end], values[:, :, :end], is_causal=done == 0)
-        x = x + attention.out(y.transpose(1, 2).flatten(2))  # (1, N, C)
-        x = x + block.down(F.gelu(block.up(block.norm2(x)), approximate="tanh"))  # (1, N, C)
+        x = x + attention.out(y.transpose(1, 2).flatten(2))  # (1, L, C)
+        x = x + block.down(F.gelu(block.up(block.norm2(x)), approximate="tanh"))  # (1, L, C)
     return model.head(model.norm(x[0, -1]))  # (V,)
 
 
 @torch.no_grad()
 def generate(model, tokens, config, seed):
-    """Yield the tokens () that the model draws after tokens (N,), without end, each given all in view before it."""
+    """Yield the tokens () that the model draws after tokens (L,), without end, each from the context before it."""
     size, channels = model.positions.weight.shape
     heads = model.blocks[0].attention.heads
     shape = (2, 1, heads, size, channels // heads)
     caches = [tokens.new_zeros(shape, dtype=torch.float32) for _ in model.blocks]  # each keys and values
     generator = torch.Generator(tokens.device).manual_seed(seed)
-    start, done = 0, 0  # of the tokens in view, and how many of them are in the caches
+    start, done = 0, 0  # of the context, and how many of its tokens are in the caches
     while True:
         first = first_in_view(len(tokens), size)
         if first > start or not config.cache:
@@ -99,7 +99,7 @@ def generate(model, tokens, config, seed):
 
 
 def codec(vocab):
-    """Return two functions: of a text to numbers (N,), and of one number to bytes of UTF-8."""
+    """Return two functions: from a text to token ids (L,), and from one token id to bytes of UTF-8."""
     if vocab is not None:
         return lambda text: encode(text, vocab), lambda token: vocab[token].encode()
     gpt2 = openwebtext.encoding()
@@ -109,10 +109,10 @@ def codec(vocab):
 def main(config: Config) -> None:
     device = torch_device(config.device)
     model, vocab = load_model(config.checkpoint, device)
-    to_numbers, to_bytes = codec(vocab)
+    to_tokens, to_bytes = codec(vocab)
     if not config.prompt:
         raise UserError("--prompt is empty: give it a character or more")
-    tokens = to_numbers(config.prompt.replace("\\n", "\n")).to(device)  # (N,)
+    tokens = to_tokens(config.prompt.replace("\\n", "\n")).to(device)  # (L,)
     if config.top_k > len(model.embedding.weight):
         raise UserError(f"--top-k {config.top_k} is larger than the vocabulary ({len(model.embedding.weight)} tokens)")
     start = time.perf_counter()

@@ -90,7 +90,7 @@ def defaults(preset: Preset = "auto", resume: bool = False, device: str = "auto"
 
 
 def read_tokens(config):
-    """Return the token ids of training text (N,) and validation text (M,), and the vocabulary: all characters."""
+    """Return the token ids of training text and validation text, each (L,), and the vocabulary: all characters."""
     tokens = data.text(config.text) if config.text else data.shakespeare(config.dry_run)
     cut = len(tokens) * 9 // 10
     vocab = sorted(set(tokens))
@@ -102,10 +102,10 @@ def read_tokens(config):
 
 
 def encode(tokens, vocab):
-    """Return a text as token ids (N,), its characters' positions in the vocabulary; UserError where one has none."""
+    """Return a text as token ids (L,), its characters' positions in the vocabulary; UserError where one has none."""
     ids = {token: i for i, token in enumerate(vocab)}
     data.check_characters(tokens, vocab)
-    return torch.tensor([ids[token] for token in tokens])  # (N,)
+    return torch.tensor([ids[token] for token in tokens])  # (L,)
 
 
 def make_data(config, train, val, device):
@@ -240,7 +240,7 @@ def draw(logits, config, generator):
 
 @torch.no_grad()
 def sample(model, tokens, config):
-    """Return the tokens (N,) and those that the model draws after them, one at a time, each from its own prediction."""
+    """Return the tokens (L,) and those that the model draws after them, one at a time, each from its own prediction."""
     model.eval()  # without dropout
     generator = torch.Generator(tokens.device).manual_seed(config.seed)  # so that sampling does not change the training
     for _ in range(config.max_new_tokens):
@@ -283,7 +283,7 @@ def main(config: Config) -> dict[str, float]:
         raise UserError(f"--batch-size {config.batch_size} is larger than the training text ({there})")
     print(f"data: {len(train_tokens)} training and {len(val_tokens)} validation characters, vocabulary {len(vocab)}")
 
-    prompt = encode(data.prompt_words(config, vocab, train_tokens), vocab).to(device)  # (P,)
+    prompt = encode(data.prompt_words(config, vocab, train_tokens), vocab).to(device)  # (L,)
     if not len(prompt):
         raise UserError("--prompt is empty: give it a character or more")
     if config.top_k > len(vocab):

@@ -110,7 +110,7 @@ def make_data(config, train, val, device):
     The first comes after the training text's last; -1, which fills up the last block, is not to be scored.
     """
     size = config.block_size
-    train, val = (torch.from_numpy(tokens.astype(np.int64)).to(device) for tokens in (train[-1:], val))  # (1,), (M,)
+    train, val = (torch.from_numpy(tokens.astype(np.int64)).to(device) for tokens in (train[-1:], val))  # (1,), (L,)
     tokens = torch.cat([train[-1:], F.pad(val, (0, -len(val) % size), value=-1)])
     x_val, y_val = tokens[:-1].view(-1, size).clamp(min=0), tokens[1:].view(-1, size)
     return x_val, y_val
@@ -249,7 +249,7 @@ def draw(logits, config, generator):
 
 @torch.no_grad()
 def sample(model, tokens, config, vocab):
-    """Return the tokens (N,) and those that the model draws after them, one at a time, each from its own prediction."""
+    """Return the tokens (L,) and those that the model draws after them, one at a time, each from its own prediction."""
     model.eval()  # without dropout
     generator = torch.Generator(tokens.device).manual_seed(config.seed)  # so that sampling does not change the training
     for _ in range(config.max_new_tokens):
@@ -308,7 +308,7 @@ def main(config: Config) -> dict[str, float]:
         )
     print(f"data: {len(train_tokens)} training and {len(val_tokens)} validation tokens, vocabulary {VOCAB_SIZE}")
 
-    prompt = torch.tensor(vocab.encode_ordinary(config.prompt.replace("\\n", "\n")), device=device)  # (P,)
+    prompt = torch.tensor(vocab.encode_ordinary(config.prompt.replace("\\n", "\n")), device=device)  # (L,)
     if not len(prompt):
         raise UserError("--prompt is empty: give it a character or more")
     if config.top_k > vocab.n_vocab:

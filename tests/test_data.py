@@ -225,7 +225,7 @@ def test_damaged_file_is_replaced_or_kept(damage, mirror, tmp_path):
     damaged = {"truncated": CONTENT[:-1], "bit flipped": bytes(flipped), "empty": b""}[damage]
     path.write_bytes(damaged)
     with pytest.raises(
-        DataError, match=r"bin is damaged, or another file \(its sha256 is [0-9a-f]{64}\), and could not be downloaded"
+        DataError, match=r"is damaged, or is another file \(its sha256 is [0-9a-f]{64}\), and could not be downloaded"
     ):
         data.fetch("set", "file.bin", SHA256, (address + "busy/",))
     assert path.read_bytes() == damaged  # nothing is lost
@@ -300,7 +300,7 @@ def test_damaged_mnist(damage, own_mnist):
         "endless": gzip.compress(bytes(100_000_000), 1),
     }[damage]
     path.write_bytes(damaged)
-    with pytest.raises(DataError, match="t10k-labels-idx1-ubyte.gz is damaged, or another file"):
+    with pytest.raises(DataError, match="t10k-labels-idx1-ubyte.gz is damaged, or is another file"):
         data.mnist()
     assert path.read_bytes() == damaged
 
@@ -349,7 +349,7 @@ def test_shakespeare(shakespeare):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "is empty: give one with words in it"),
+        (b"", "is empty: give a text with words in it"),
         (b"\xef\xbb\xbf \n", "is empty"),
         ("Hark!".encode("utf-16"), "is not UTF-8 text but UTF-16: save it as plain text in UTF-8"),
         ("Hark!".encode("utf-16-be"), "holds NUL characters"),

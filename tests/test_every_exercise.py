@@ -207,7 +207,7 @@ def test_two_runs_into_one_folder(tmp_path):
             assert time.monotonic() < deadline
             time.sleep(0.02)
         one_sentence(
-            run(1, "--out", tmp_path), f"another run is writing to {tmp_path}", "choose another with --out DIR"
+            run(1, "--out", tmp_path), f"another run is writing to {tmp_path}", "choose another folder with --out DIR"
         )
     finally:
         process.kill()
@@ -229,7 +229,7 @@ def test_data_too_small_to_say_anything(flags, tmp_path):
         result = run(number, *flags, "--out", tmp_path)
         assert result.returncode != 0
         assert "Traceback" not in result.stderr
-        assert "look at the data" in result.stderr or "--num-samples must be at least 2" in result.stderr
+        assert "check the data" in result.stderr or "--num-samples must be at least 2" in result.stderr
 
 
 def test_reader_that_goes_away(tmp_path):
@@ -320,11 +320,11 @@ def test_ctrl_c_while_it_imports(number):
 def test_another_exercises_files_are_left_alone(tmp_path):
     assert run(16, *LONG[16], "--steps", 4, "--device", "cpu", "--out", tmp_path).returncode == 0
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    one_sentence(run(1, "--out", tmp_path), "is of ex16_gpu_nanogpt", "choose another --out DIR")
+    one_sentence(run(1, "--out", tmp_path), "belongs to ex16_gpu_nanogpt", "choose another --out DIR")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "best.pt").write_text("a model of my own")
-    one_sentence(run(1, "--out", tmp_path / "mine"), "best.pt is of somebody else")
+    one_sentence(run(1, "--out", tmp_path / "mine"), "best.pt belongs to another program")
     assert (tmp_path / "mine" / "best.pt").exists()
 
 
@@ -341,7 +341,7 @@ def test_checkpoint_that_took_long_is_not_replaced(there, tmp_path):
     if there:
         one_sentence(result, "best.pt took 10 minutes", "--resume", "--out DIR", "--overwrite")
     else:
-        one_sentence(result, "loss.png is of somebody else")
+        one_sentence(result, "loss.png belongs to another program")
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
     assert run(16, *flags, "--dry-run").returncode == 0  # which has a folder of its own
     if there:
@@ -396,7 +396,7 @@ def test_output_that_takes_no_more(flags, tmp_path):
         command = [sys.executable, train_py(1), *flags, "--out", tmp_path]
         result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     assert result.returncode == 1
-    assert result.stderr == "error: cannot write the output (No space left on device): make room\n"
+    assert result.stderr == "error: cannot write the output (No space left on device): free some space\n"
 
 
 def test_out_of_memory():

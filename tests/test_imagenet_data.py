@@ -205,13 +205,13 @@ def test_all_images_corrupt(folder):
             r"no folder .*/images; get ImageNet's archives .* or accept the terms at .*HF_TOKEN",
         ),
         (lambda f: shutil.rmtree(f / "val"), r"no folder .*/images/val; get ImageNet"),
-        (lambda f: shutil.rmtree(f / "val" / "cat"), r"differ in their classes: cat is in train only$"),
+        (lambda f: shutil.rmtree(f / "val" / "cat"), r"must have the same classes: cat is in train only$"),
         (
             lambda f: (f / "val" / "cat").rename(f / "val" / "dog"),
             r"cat is in train only \(2 classes are in one of them",
         ),
         (lambda f: [p.unlink() for p in f.glob("train/bee/*")], r"/train/bee holds no images \(\.jpeg"),
-        (lambda f: [shutil.rmtree(p) for p in f.glob("val/*")], r"/val has no folders of classes"),
+        (lambda f: [shutil.rmtree(p) for p in f.glob("val/*")], r"/val has no class folders"),
         (lambda f: (shutil.rmtree(f / "train"), (f / "train").write_text("")), r"no folder .*/train;"),
     ],
 )
@@ -238,15 +238,15 @@ def test_other_files_are_no_images(folder, capsys):
     train, val = imagenet.prepare(str(folder))
     assert train.classes == val.classes == ["ape", "bee", "cat"]
     assert (len(train), len(val)) == (21, 9)
-    lines = [line for line in capsys.readouterr().out.splitlines() if "passed over" in line]
+    lines = [line for line in capsys.readouterr().out.splitlines() if "skipped" in line]
     kinds = "5 hidden, 3 others, 2 .gif, 2 no files, 1 .md"
-    assert lines == [f"passed over 17 entries of {folder} that are no images: {kinds}"]
+    assert lines == [f"skipped 17 entries of {folder} that are not images: {kinds}"]
 
 
 def test_no_line_where_all_are_images(folder, capsys):
     (folder / "train" / "ape" / "again.JPEG").symlink_to("0.JPEG")
     assert len(imagenet.prepare(str(folder))[0]) == 22
-    assert "passed over" not in capsys.readouterr().out
+    assert "skipped" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (2, 3)])
@@ -381,7 +381,7 @@ def test_full_disk(workers, folder, home):
     code = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n" + PREPARE
     command = [sys.executable, "-c", code, folder, str(workers)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    one_sentence(result, f"error: cannot write to {home}", "File too large", "make room", "RAMPUP_DATA")
+    one_sentence(result, f"error: cannot write to {home}", "File too large", "free some space", "RAMPUP_DATA")
     assert result.returncode == 1
     kept = contents(only(home))
     assert "train-00005.json" not in kept
@@ -449,7 +449,7 @@ def test_no_hugging_face(tmp_path):
     code = "import sys; sys.argv[1:] = ['ILSVRC/imagenet-1k', '0']\n" + PREPARE
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=environment)
-    one_sentence(result, "error: --data ILSVRC/imagenet-1k: Hugging Face does not give it", "image-net.org", "HF_TOKEN")
+    one_sentence(result, "error: --data ILSVRC/imagenet-1k: Hugging Face could not provide it", "image-net.org", "HF_TOKEN")
 
 
 def shuffled(n, batch_size):
@@ -654,7 +654,7 @@ def test_workers(end, folder, tmp_path, request):
     assert "Traceback" not in errors
     if end == "kill":
         assert re.search(
-            r"error: a worker process failed \(.*\), perhaps for want of memory, .*: lower --workers", errors
+            r"error: a worker process failed \(.*\), perhaps for lack of memory .*: lower --workers", errors
         )
     wait_until(lambda: not processes(f" {process.pid} "))
 

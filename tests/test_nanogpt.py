@@ -386,7 +386,7 @@ def test_resume_after_a_kill(ex, text, tmp_path):
     before = (tmp_path / "metrics.csv").read_bytes()
     again = run(16, "--resume", "--out", tmp_path)
     assert again.returncode == 0, again.stderr
-    assert f"all {step + 30} steps are made" in again.stdout
+    assert f"it has made all {step + 30} steps" in again.stdout
     assert "more with --steps" in again.stdout
     one_sentence(
         run(16, "--resume", "--out", tmp_path, "--steps", step), f"has {step + 30} steps, --steps {step} is less"
@@ -413,11 +413,11 @@ def test_flags_win_over_the_checkpoint(ex, text, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"layers": 3}, "of a model of --layers 2"),
-        ({"heads": 4}, "of a model of --heads 2"),
-        ({"block_size": 8}, "of a model of --block-size 16"),
-        ({"bias": True}, "of a model of --bias False"),
-        ({"dry_run": True}, "--resume goes on with a real run"),
+        ({"layers": 3}, "a model with --layers 2, not 3"),
+        ({"heads": 4}, "a model with --heads 2, not 4"),
+        ({"block_size": 8}, "a model with --block-size 16, not 8"),
+        ({"bias": True}, "a model with --bias False, not True"),
+        ({"dry_run": True}, "--resume and --dry-run cannot be combined"),
     ],
 )
 def test_checkpoint_of_another_model(ex, text, tmp_path, changes, message):
@@ -436,7 +436,7 @@ class Trap:
 def test_checkpoints_that_are_refused(ex, text, tmp_path):
     out = tmp_path / "out"
     train(ex, out, text=text, steps=2)
-    one_sentence(run(16, "--resume", "--preset", "best", "--out", out), "is of --preset auto, not best")
+    one_sentence(run(16, "--resume", "--preset", "best", "--out", out), "has --preset auto, not best")
     whole = (out / "checkpoint.pt").read_bytes()
     trap = Trap()
     trap.path = str(tmp_path / "trapped")
@@ -444,13 +444,13 @@ def test_checkpoints_that_are_refused(ex, text, tmp_path):
     torch.save({"config": {}, "vocab": [], "model": trap}, buffer)
     for content in (whole[: len(whole) // 2], whole[:10], b"", buffer.getvalue(), pickle.dumps(trap), b"no checkpoint"):
         (out / "checkpoint.pt").write_bytes(content)
-        with pytest.raises(UserError, match=r"checkpoint\.pt is damaged, or no checkpoint"):
+        with pytest.raises(UserError, match=r"checkpoint\.pt is damaged, or it is not a checkpoint"):
             checkpoint.read_torch(ex.Config, out / "checkpoint.pt")
     torch.save({"config": {"text": None, "docs": 3}, "model": {}}, out / "checkpoint.pt")  # another exercise's
-    with pytest.raises(UserError, match=r"checkpoint\.pt is damaged, or no checkpoint of this exercise"):
+    with pytest.raises(UserError, match=r"checkpoint\.pt is damaged, or it is not a checkpoint of this exercise"):
         checkpoint.read_torch(ex.Config, out / "checkpoint.pt")
     torch.save([1, 2], out / "checkpoint.pt")
-    one_sentence(run(16, "--resume", "--out", out), "checkpoint.pt is damaged, or no checkpoint")
+    one_sentence(run(16, "--resume", "--out", out), "checkpoint.pt is damaged, or it is not a checkpoint")
     assert not (tmp_path / "trapped").exists()
     one_sentence(run(16, "--resume", "--out", tmp_path / "none"), "there is no checkpoint", "without --resume first")
 
@@ -513,7 +513,7 @@ def test_nothing_in_a_checkpoint_is_believed(ex, text, tmp_path, change):
     change(state)
     torch.save(state, path)
     before = {file: file.read_bytes() for file in (tmp_path / "out").iterdir()}
-    with pytest.raises(UserError, match="checkpoint.pt is (damaged, or no checkpoint|of a text with another)"):
+    with pytest.raises(UserError, match="checkpoint.pt is (damaged, or it is not a checkpoint|for another vocabulary)"):
         train(ex, tmp_path / "out", text=text, steps=4, resume=True)
     assert {file: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before
 
@@ -650,7 +650,7 @@ def test_compile_is_passed_over_in_a_dry_run(ex, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--prompt", "we #1"], "--prompt: the model does not know 'w', '#', '1': its characters are"),
+        (["--prompt", "we #1"], "--prompt: the vocabulary lacks 'w', '#', '1': use only characters of"),
         (["--prompt", ""], "--prompt is empty"),
         (["--top-k", 30], "--top-k 30 is larger than the vocabulary (29 tokens)"),
         (["--block-size", 2100], "the text's 2100 validation characters must be more than --block-size 2100"),
@@ -746,7 +746,7 @@ def test_pretrained_py(ex, script, transformers, text, tmp_path):
     wrong = "has layers, heads and channels (2, 2, 16), not (12, 12, 768)"
     one_sentence(convert("--init-from", "gpt2", "--weights", tmp_path / "folder"), wrong)
     (tmp_path / "folder" / "model.safetensors").write_bytes(b"0123456789")
-    one_sentence(convert("--init-from", "gpt2", "--weights", tmp_path / "folder"), "does not hold the weights")
+    one_sentence(convert("--init-from", "gpt2", "--weights", tmp_path / "folder"), "does not hold all weights")
 
 
 def test_gpt2_shape(script, transformers, tmp_path, monkeypatch):

@@ -109,7 +109,7 @@ def test_hidden_and_other_files_are_passed_over(here, capsys):
     (folder / "loop.jsonl").symlink_to(folder / "loop.jsonl")
     os.mkfifo(folder / "pipe.jsonl")
     assert read_texts(folder) == sorted([*TEXTS, "elsewhere", "more"])
-    line = f"{folder}: 3 files of documents; passed over 4 hidden files and 5 others\n"
+    line = f"{folder}: 3 files of documents; skipped 4 hidden files and 5 others\n"
     assert capsys.readouterr().out.count(line) == 1
     assert read_texts(folder / "._docs.jsonl") == sorted(TEXTS)  # named, it is meant
 
@@ -275,17 +275,17 @@ def test_dry_run_reads_nothing(monkeypatch):
 @pytest.mark.parametrize(
     ("prepare", "message"),
     [
-        (lambda here: here / "none.parquet", "none.parquet is not there: give a file or a folder, of one kind"),
-        (lambda here: here, "has no documents: give a file or a folder, of one kind out of .parquet, .json, .jsonl"),
+        (lambda here: here / "none.parquet", "none.parquet is missing: give a file or a folder with one kind of"),
+        (lambda here: here, "has no documents: give a file or a folder with one kind of .parquet, .json, .jsonl"),
         (lambda here: write_documents(here / "docs.csv", TEXTS), "docs.csv has no documents: give a file or a folder"),
         (lambda here: write_documents(here / "docs.jsonl", TEXTS[:1]), "docs.jsonl has 1 documents that are not empty"),
         (lambda here: write_documents(here / "docs.txt", ["", ""]), "docs.txt has 0 documents that are not empty"),
         (lambda here: write_documents(here / "docs.jsonl", ["", "", ""]), "docs.jsonl has 0 documents"),
-        (lambda here: write_documents(here / "docs.txt", TEXTS[:1]).parent, "has files of several kinds"),
+        (lambda here: write_documents(here / "docs.txt", TEXTS[:1]).parent, "has several kinds of files"),
     ],
 )
 def test_documents_that_are_refused(here, prepare, message):
-    if message == "has files of several kinds":
+    if message == "has several kinds of files":
         write_documents(here / "docs.jsonl", TEXTS)
     with pytest.raises(DataError, match=message):
         owt.read(prepare(here))
@@ -310,7 +310,7 @@ def test_place_of_a_document_that_is_no_text(here, name, place, bad, what):
     (here / name).write_bytes(gzip.compress(content.encode()) if name.endswith(".gz") else content.encode())
     with pytest.raises(DataError) as error:
         owt.read(here)
-    assert f"cannot read {place} of {here / name} ({what}): mend that or leave it out; expected" in str(error.value)
+    assert f"cannot read {place} of {here / name} ({what}): expected is" in str(error.value)
 
 
 def test_place_in_parquet(here):
@@ -325,11 +325,11 @@ def test_place_in_parquet(here):
     [
         ("a.jsonl", b'{"text": "a"}\n{"text": "b"', r"cannot read line 2 of .*a.jsonl \(Expecting ',' delimiter\)"),
         ("a.json", b'[{"text": "a"},\n{"text": "b"}', r"the content of .*a.json \(Expecting ',' delimiter: line 2 col"),
-        ("a.json", b"[" * 100_000, r"cannot read the content of .*a.json \(.*: mend that or leave it out"),
+        ("a.json", b"[" * 100_000, r"cannot read the content of .*a.json \(.*; fix or remove the file"),
         ("a.json", b'{\n "text": "a"\n}', r"line 1 of .*\(Expecting property name.*expected is .* on every line, or a"),
-        ("a.txt", b"a\n\nb\n\nc\xff", r"cannot read line 5 of .*a.txt \(it is not UTF-8\): .* expected is UTF-8"),
+        ("a.txt", b"a\n\nb\n\nc\xff", r"cannot read line 5 of .*a.txt \(it is not UTF-8\): expected is UTF-8"),
         ("a.txt", "a\nb\nc".encode("utf-16"), r"cannot read line 1 of .*a.txt \(it is not UTF-8\)"),
-        ("a.txt", b"a\nb\nc\0d", r"cannot read line 3 of .*a.txt \(it has a NUL byte, as no text has\)"),
+        ("a.txt", b"a\nb\nc\0d", r"cannot read line 3 of .*a.txt \(it has a NUL byte, so it is not a text\)"),
         (
             "a.txt",
             gzip.compress(os.urandom(300).hex().encode())[:-90],
@@ -338,7 +338,7 @@ def test_place_in_parquet(here):
         (
             "a.parquet",
             b"",
-            r"cannot read the content of .*a.parquet \(.*\): .* expected is a column \"text\" of strings",
+            r"cannot read the content of .*a.parquet \(.*\): expected is a column \"text\" of strings",
         ),
     ],
 )
@@ -375,7 +375,7 @@ def test_share_out_of_range(here, share):
 def test_share_that_leaves_nothing(here):
     path = write_documents(here / "docs.jsonl", TEXTS[:3])
     assert len(read_texts(path, val_share=0.5)) == 3
-    with pytest.raises(DataError, match=r"--val-share 0.9 of 3 documents leaves none to train on: lower it"):
+    with pytest.raises(DataError, match=r"--val-share 0.9 of 3 documents leaves none for training: lower it"):
         owt.read(path, val_share=0.9)
 
 
@@ -399,16 +399,16 @@ def test_damaged_tokens(here, capsys):
     file.write_bytes(whole[:-2])
     capsys.readouterr()
     owt.read(path)
-    assert capsys.readouterr().out.count("are not as they were written: they are made again\n") == 1
+    assert capsys.readouterr().out.count("are damaged: they are made again\n") == 1
     assert file.read_bytes() == whole
     file.with_name("val.bin").unlink()
     owt.read(path)
     file.write_bytes(b"\xff\xff" + whole[2:])  # 65,535 is no token
-    with pytest.raises(DataError, match=r"train.bin holds 65535, which is no token"):
+    with pytest.raises(DataError, match=r"train.bin holds 65535, above the largest token id"):
         owt.read(path)
-    one_sentence(run(17, *FLAGS, "--data", path, "--out", here / "out"), "train.bin holds 65535, which is no token")
+    one_sentence(run(17, *FLAGS, "--data", path, "--out", here / "out"), "train.bin holds 65535, above")
     train = np.memmap(file, np.uint16, "r")  # a larger file is not looked through at the start
-    with pytest.raises(DataError, match=r"train.bin holds 65535, which is no token"):
+    with pytest.raises(DataError, match=r"train.bin holds 65535, above the largest token id 50256"):
         owt.windows(train, [5, 0], 4)
     assert owt.windows(train, [5, 1], 4).shape == (2, 4)
 
@@ -469,7 +469,7 @@ def test_note_that_is_not_as_it_was_written(cut, capsys, content):
     capsys.readouterr()
     for words, expected in zip(owt.read(path), whole):
         assert np.array_equal(words, expected)
-    assert capsys.readouterr().out.count("train.part is not as train.json tells: it is begun anew\n") == 1
+    assert capsys.readouterr().out.count("train.part does not agree with train.json: it is written again") == 1
     assert not note.exists()
 
 
@@ -481,7 +481,7 @@ def test_part_that_is_not_as_it_was_written(cut, capsys, damage):
     capsys.readouterr()
     for words, expected in zip(owt.read(path), whole):
         assert np.array_equal(words, expected)
-    assert capsys.readouterr().out.count("begun anew") == 1
+    assert capsys.readouterr().out.count("written again from the start") == 1
 
 
 def test_on_the_disk_before_it_is_believed(here, monkeypatch):
@@ -521,9 +521,9 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, 2_000))
 with program.clean_exit(): openwebtext.read(Path({str(path)!r}), val_share=0.5)"""
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     if done:
-        one_sentence(result, "error: cannot use", "(File too large): mend that, or set RAMPUP_DATA to another folder")
+        one_sentence(result, "error: cannot use", "(File too large): fix that, or set RAMPUP_DATA to another folder")
     else:
-        one_sentence(result, f"error: cannot prepare the documents of {path} in", "(File too large): mend that, or")
+        one_sentence(result, f"error: cannot prepare the documents of {path} in", "(File too large): fix that, or")
     assert ("tokenising" in result.stdout) == done
 
 

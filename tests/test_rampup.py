@@ -333,15 +333,15 @@ def test_review_without_a_run(mine, tmp_path):
     ("text", "reason"),
     [
         ("{", "Expecting property name"),
-        ("[]", "no JSON object"),
+        ("[]", "not a JSON object"),
         ("[" * 100_000, "recursion"),
-        ('{"metrics": 3}', '"metrics" is no JSON object'),
+        ('{"metrics": 3}', '"metrics" is not a JSON object'),
         ('{"metrics": {}}', 'has no "metrics"'),
-        ('{"metrics": {"loss": "low"}}', '"loss" in "metrics" is no finite number'),
-        ('{"metrics": {"loss": NaN}}', "no finite number"),
-        ('{"metrics": {"loss": 1' + "0" * 400 + "}}", "no finite number"),
+        ('{"metrics": {"loss": "low"}}', '"loss" in "metrics" is not a finite number'),
+        ('{"metrics": {"loss": NaN}}', "not a finite number"),
+        ('{"metrics": {"loss": 1' + "0" * 400 + "}}", "not a finite number"),
         ('{"metrics": {"loss": ' + "9" * 5000 + "}}", "out/result.json cannot be read"),
-        ('{"metrics": {"loss": true}}', "no finite number"),
+        ('{"metrics": {"loss": true}}', "not a finite number"),
         ("a\0b", "out/result.json cannot be read"),
     ],
 )
@@ -496,7 +496,7 @@ def test_check_of_a_right_program(first):
         (
             "np.random.default_rng(config.seed)",
             "np.random.default_rng()",
-            "the same seed does not",
+            "the same seed gives another metrics.csv",
         ),
         ("np.random.default_rng(config.seed)", "np.random.default_rng(0)", "another seed gives the same metrics.csv"),
         ("steps: int = 1_000", "steps: int = 3", "short by"),
@@ -664,4 +664,4 @@ def test_readme_of_a_stranger(tmp_path):
 
 def test_site_refuses(tmp_path):
     (tmp_path / "file").write_text("")
-    one_sentence(rampup("site", tmp_path / "file"), "cannot write the site to", "name another DIR")
+    one_sentence(rampup("site", tmp_path / "file"), "cannot write the site to", "name another one")

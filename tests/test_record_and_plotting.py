@@ -105,7 +105,7 @@ def test_disk_that_fills_up_in_the_middle_of_a_row(tmp_path):
         def __getattr__(self, name):
             return getattr(self.file, name)
 
-    with pytest.raises(UserError, match="cannot write to .*make room there, .*what was recorded so far is in"):
+    with pytest.raises(UserError, match="cannot write to .*free some space there, .*what was recorded so far is in"):
         with Run(Config(tmp_path), {}) as run:
             run._csv = FullDisk(run._csv)
             for step in range(100):
@@ -141,7 +141,7 @@ def test_clean_exit(capsys):
     with pytest.raises(SystemExit) as end, clean_exit():
         raise MemoryError
     assert end.value.code == 1
-    assert capsys.readouterr().err.startswith("error: out of memory (no more is known): lower the sizes")
+    assert capsys.readouterr().err.startswith("error: out of memory (no details): lower the sizes")
     with pytest.raises(RuntimeError, match="illegal memory access"), clean_exit():
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
     with pytest.raises(ZeroDivisionError), clean_exit():  # a mistake in the program keeps its traceback
@@ -149,7 +149,7 @@ def test_clean_exit(capsys):
 
 
 def test_baseline_that_is_not_finite(tmp_path):
-    with pytest.raises(UserError, match="the baseline floor is nan: look at the data"):
+    with pytest.raises(UserError, match="the baseline floor is nan, not finite: check the data"):
         Run(Config(tmp_path), {"mean": 1.0, "floor": math.nan})
 
 

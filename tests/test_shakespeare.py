@@ -365,7 +365,7 @@ def test_prompt(capsys):
     assert prompt("abc", vocab, prompt="a dog, b") == ["a", "dog", ",", "b"]
     assert "--prompt: the vocabulary lacks 'dog', ','," in capsys.readouterr().out
     assert prompt("abcabcabcabc", vocab) == list("abcabcab")  # ROMEO is not asked for
-    assert "it lacks 'ROMEO', ':'; --prompt takes others" in capsys.readouterr().out
+    assert "it lacks 'ROMEO', ':'; set others with --prompt" in capsys.readouterr().out
     assert prompt("abc", [*vocab, "ROMEO", ":"]) == ["ROMEO", ":", "\n"]
     assert prompt("abc", list("abc"), prompt="cab") == list("cab")  # of characters
     assert prompt("abc", list("abc")) == list("abc")
@@ -382,7 +382,7 @@ def test_unknown_characters_are_named_in_a_line():
     ex = load(16)
     vocab = [chr(ord("一") + i) for i in range(3000)]
     with pytest.raises(
-        UserError, match="^--prompt: the model does not know 'c', 'b', 'a': its characters are '一丁丂.*…$"
+        UserError, match="^--prompt: the vocabulary lacks 'c', 'b', 'a': use only characters of '一丁丂.*…$"
     ) as error:
         ex.encode("cba" + vocab[7], vocab)
     assert len(str(error.value)) < 160
@@ -419,7 +419,7 @@ def test_any_text_runs_without_a_prompt(number, name, tmp_path, capsys):
     assert text.count("--- step") == 2
     words = list(TEXTS[name]) if number == 16 else data.split_words(TEXTS[name])
     assert "\n" + ("".join(words[:8]) if number == 16 else data.join_words(words[:8])) in text
-    assert "samples go on from the text's first words" in capsys.readouterr().out
+    assert "samples continue the text's first tokens" in capsys.readouterr().out
 
 
 # Exercise 13

@@ -1,4 +1,4 @@
-"""Is this program right? Runs a train.py dry and in full, and says line by line what falls short."""
+"""Is this program right? Runs a train.py with --dry-run and in full, and says line by line what falls short."""
 
 import os
 import re
@@ -24,7 +24,7 @@ from rich.text import Text
 LIMIT = 120  # seconds after which a dry run is stopped
 PROMISED = 20  # seconds that it may take
 MOST = 10**7  # bytes that a dry run may print
-LONGEST = 10_000  # characters at the end of what it printed that are looked at
+LONGEST = 10_000  # characters that are read, at the end of what it printed
 STYLES = {"ok": "green", "short": "bold red", "note": "yellow"}
 
 
@@ -32,7 +32,7 @@ STYLES = {"ok": "green", "short": "bold red", "note": "yellow"}
 class Ran:
     """A program that was run: its exit code, what it printed, and why it was stopped, if it was."""
 
-    code: int  # negative: of the signal that ended it
+    code: int  # negative: the signal that ended it
     stdout: str
     stderr: str
     stopped: str
@@ -59,7 +59,7 @@ def check(console: Console, exercise: Exercise, path: Path | None, dry_run: bool
 
 
 def findings(exercise: Exercise, folder: Folder, temporary: Path, dry_run: bool, console: Console) -> Iterator[Finding]:
-    """Yield what is found, as soon as it is; what an earlier failure makes pointless is left out."""
+    """Yield each finding as soon as it is known; checks that an earlier failure makes pointless are left out."""
     dry = ["--dry-run"]
     if re.search(r"^    device: ", folder.source, re.M):
         dry += ["--device", "cpu"]  # a GPU need not give the same numbers twice
@@ -70,9 +70,9 @@ def findings(exercise: Exercise, folder: Folder, temporary: Path, dry_run: bool,
         yield wrong
         return
     mark = "ok" if seconds < PROMISED else "note"  # the machine may be busy
-    yield Finding(mark, f"--dry-run ran in {seconds:.1f} s, and may take {PROMISED}")
+    yield Finding(mark, f"--dry-run took {seconds:.1f} s, and should take {PROMISED} s at most")
     baseline = "\nbaselines: " in f"\n{first.stdout}"
-    yield verdict(baseline, "it prints the baseline that it has to beat", "it prints no baseline", "Run(…) does so")
+    yield verdict(baseline, "it prints the baseline that it must beat", "it prints no baseline", "Run(…) does so")
     last = (first.stdout[-LONGEST:].splitlines() or [""])[-1]
     name, *values = last.split(" ")
     result = name == "result:" and len(values) > 1 and values[-1].startswith("seconds=")
@@ -98,12 +98,12 @@ def findings(exercise: Exercise, folder: Folder, temporary: Path, dry_run: bool,
             yield wrong
             return
         first, again, other = (metrics(temporary / name) for name in "abc")
-        hint = "draw every random number from a generator seeded with config.seed; "
-        hint += "let no order depend on time or on a set"
-        yield verdict(first == again, "the same seed gives the same metrics.csv", "the same seed does not", hint)
+        hint = "draw all random numbers from a generator seeded with config.seed; no order may depend on time or a set"
+        wrong = "the same seed gives another metrics.csv"
+        yield verdict(first == again, "the same seed gives the same metrics.csv", wrong, hint)
         hint = "config.seed has to reach the data, the weights and the order of the batches"
         wrong = "another seed gives the same metrics.csv"
-        yield verdict(first != other, "another seed gives another one", wrong, hint)
+        yield verdict(first != other, "another seed gives another metrics.csv", wrong, hint)
     refused = run(folder, temporary / "d", "--no-such-flag", "1")
     clean = refused.code > 0 and "Traceback" not in refused.stderr
     yield verdict(clean, "an unknown flag is refused", "an unknown flag is not refused with one sentence")
@@ -134,12 +134,12 @@ def metrics(out: Path) -> bytes:
 
 
 def failure(name: str, ran: Ran) -> Finding | None:
-    """Return that a run was stopped or went wrong, with the last that it said; None where it went well."""
+    """Return that a run was stopped or failed, with its last line; None if it went well."""
     if ran.stopped:
         return Finding("short", f"{name} {ran.stopped}", (last_line(ran.stderr) or last_line(ran.stdout))[:100])
     if ran.code == 0:
         return None
-    ended = f"ends with exit code {ran.code}" if ran.code > 0 else f"is ended by signal {-ran.code}"
+    ended = f"ends with exit code {ran.code}" if ran.code > 0 else f"was ended by signal {-ran.code}"
     return Finding("short", f"{name} {ended}", last_line(ran.stderr))
 
 
@@ -151,8 +151,8 @@ def verdict(right: object, text: str, wrong: str, hint: str = "") -> Finding:
 def run(folder: Folder, out: Path, *flags: str, screen: bool = False) -> Ran:
     """Run the program from another working directory; `screen` lets it write to ours, and take its time.
 
-    Otherwise it is stopped after LIMIT seconds, or once it has printed MOST bytes. Whatever becomes of it or of us, no
-    process that it started lives on, unless that one has left its process group.
+    Otherwise it is stopped after LIMIT seconds, or once it has printed MOST bytes. In every case, no process
+    that it started lives on, unless that one has left its process group.
     """
     command = [sys.executable, str(folder.path / "train.py"), "--out", str(out), *flags]
     environment = os.environ if screen else os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}

@@ -1,4 +1,4 @@
-"""The command line of `rampup`, one function a command."""
+"""The command line of `rampup`, one function per command."""
 
 import os
 import shutil
@@ -22,7 +22,7 @@ from tyro.extras import SubcommandApp
 
 app = SubcommandApp()
 console = Console(highlight=False, soft_wrap=True)
-Name = Annotated[str, tyro.conf.arg(metavar="EXERCISE")]  # of an exercise: 9, ex09_mnist_cnn, or a path that ends so
+Name = Annotated[str, tyro.conf.arg(metavar="EXERCISE")]  # of an exercise: 9, ex09_mnist_cnn, a path that ends so
 File = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
 Folder = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
 
@@ -64,23 +64,23 @@ def diff(
     html: File = None,
     stat: bool = False,
 ) -> None:
-    """Show what an exercise changed of its parent, or one exercise beside another.
+    """Show what an exercise changed in its parent's program, or compare two exercises.
 
     Args:
-        exercises: one exercise, to see it beside its parent, or two
-        html: write a page with the two side by side to this file
+        exercises: one exercise, to compare it with its parent, or two exercises
+        html: write the comparison to this file, as a page with the two side by side
         stat: show only how many lines each step changed, and its budget
     """
     from common.cli import diff as difference
 
     if not stat and len(exercises) not in (1, 2):
-        raise UserError("rampup diff takes one exercise or two, `rampup diff 9` for instance, or --stat")
+        raise UserError("rampup diff takes one exercise or two, for example `rampup diff 9`, or --stat")
     found = [course.find(name) for name in exercises]
     steps = [(course.find(str(e.parent)), e) for e in found or course.built() if e.parent]
     if len(found) == 2:
         steps = [tuple(found)]
     if not steps:
-        raise UserError(f"{found[0].folder} has no parent, the course begins there; `rampup diff 1 2` compares any two")
+        raise UserError(f"{found[0].folder} has no parent: name two exercises, for example `rampup diff 1 2`")
     if stat:
         console.print(f"changed lines of train.py ({difference.COUNTED})")
     for old, new in steps:
@@ -106,7 +106,7 @@ def review(
     html: File = None,
     zip: bool = False,
 ) -> None:
-    """Write one HTML file that holds all a mentor needs to review an exercise. It runs nothing of the folder.
+    """Write one HTML file with all that a mentor needs to review an exercise. Nothing in the folder is run.
 
     Args:
         exercise: the exercise that the folder solves
@@ -122,14 +122,14 @@ def review(
 
 @app.command
 def check(exercise: tyro.conf.Positional[Name], folder: Folder = None, dry_run: bool = False) -> None:
-    """Run a train.py, dry and then in full, and say line by line what is right and what falls short.
+    """Run a train.py, with --dry-run and then in full, and say line by line what is right and what falls short.
 
-    It writes to a temporary folder. The exit code is 1 where anything falls short.
+    It writes to a temporary folder. The exit code is 1 if anything falls short.
 
     Args:
         exercise: the exercise that the program solves
         folder: your own copy of its folder, wherever it is; without it, the checkout's
-        dry_run: leave out the run in full
+        dry_run: only --dry-run, not the run in full
     """
     from common.cli.check import check as check_folder
 
@@ -139,10 +139,10 @@ def check(exercise: tyro.conf.Positional[Name], folder: Folder = None, dry_run: 
 
 @app.command
 def site(directory: tyro.conf.Positional[Path]) -> None:
-    """Write all lessons as a static site, which needs no server and nothing from other hosts.
+    """Write all lessons as a static site, which needs no server and loads nothing from other hosts.
 
     Args:
-        directory: the folder to write index.html and the other pages to; files of the same names are written over
+        directory: the folder to write index.html and the other pages to; files with the same names are overwritten
     """
     from common.cli.site import write_site
 
@@ -150,7 +150,7 @@ def site(directory: tyro.conf.Positional[Path]) -> None:
 
 
 def write(path: Path, text: str) -> None:
-    """Write a text to a file and print the path. Raises UserError where that is impossible."""
+    """Write a text to a file and print the path. Raises UserError if that fails."""
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
@@ -159,7 +159,7 @@ def write(path: Path, text: str) -> None:
 
 
 def main() -> None:
-    """Run the command line; what the user can mend ends it with one sentence and exit code 1."""
+    """Run the command line; an error that the user can fix ends it with one sentence and exit code 1."""
     if sys.stdout is None:  # closed, by `>&-` for instance
         sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     with clean_exit():

@@ -9,7 +9,7 @@ from common import UserError
 from common.curriculum import EXERCISES, ROOT, Exercise, find_exercise
 
 FRAMEWORKS = {"torch": "PyTorch", "jax": "JAX", "optax": "optax"}
-DEVIATIONS = 5  # one more run lies within so many of three seeds' mean, 95 times of 100: Student's t, 4.30 · √(1 + 1/3)
+DEVIATIONS = 5  # 95 % of further runs lie within so many of three seeds' mean: Student's t, 4.30 · √(1 + 1/3)
 TABLE = re.compile(r"(?:^\|.*\n)+", re.M)
 ROW = re.compile(r"\| \*\*([^*|]+)\*\*[^|]*\| \*\*([\d.]+)(?: ± ([\d.]+))?( %)?\*\* \|")
 
@@ -38,7 +38,7 @@ def built() -> list[Exercise]:
     """Return the exercises whose program is in this checkout. Raises UserError where there is none."""
     there = [exercise for exercise in EXERCISES if train_py(exercise).exists()]
     if not there:
-        raise UserError(f"there are no exercises in {ROOT}: `pip install -e .` in a checkout of the course")
+        raise UserError(f"there are no exercises in {ROOT}: run `pip install -e .` in a checkout of the course")
     return there
 
 
@@ -50,7 +50,7 @@ def train_py(exercise: Exercise) -> Path:
 def find(name: str) -> Exercise:
     """Return the exercise that is called "9", "ex09", "ex09_mnist_cnn" or a path that ends so.
 
-    Raises UserError, with the nearest names, where there is none, and where this checkout does not have it yet.
+    Raises UserError, with the nearest names, if there is none, or if this checkout does not have it yet.
     """
     word = name.strip().replace("\\", "/").rstrip("/").rpartition("/")[2]
     number = re.fullmatch(r"(?:ex)?0*(\d{1,3})", word)

@@ -15,8 +15,8 @@ from rich.text import Text
 
 CONTEXT = 3  # unchanged lines shown around a change
 COUNTED = "added and removed, without docstring and indentation"  # what `stat` counts
-MOST_PAIRS = 100_000  # of lines that are compared, a second's work
-ALIKE = 0.5  # two lines stand side by side where they share so much of their words
+MOST_PAIRS = 100_000  # pairs of lines that are compared; takes a second
+ALIKE = 0.5  # two lines stand side by side if they share so much of their words
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,9 @@ def compare(old: str, new: str) -> list[Row]:
 
 
 def align(old: list[str], new: list[str], i: int, j: int) -> list[tuple[int | None, int | None]]:
-    """Return the numbers, from i and j on, of the lines that belong side by side, in order, and None beside the others.
+    """Return the indices, from i and j on, of the lines that belong side by side, in order, and None beside the others.
 
-    Of all ways to pair them up, the one whose pairs are most alike; none where there are too many to try.
+    Of all ways to pair them up, the one whose pairs are most alike; no pairs if there are too many to try.
     """
     if len(old) * len(new) > MOST_PAIRS:
         return [(i + a, None) for a in range(len(old))] + [(None, j + b) for b in range(len(new))]

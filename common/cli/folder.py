@@ -1,4 +1,4 @@
-"""An exercise's folder, read as a stranger's: nothing in it is run, nothing outside it is read, nothing is endless."""
+"""An exercise's folder, read without trust: nothing in it is run, nothing outside it is read, all sizes are limited."""
 
 import io
 import json
@@ -20,11 +20,11 @@ MAX_FILE = 10**7  # of a file that goes into the zip
 MAX_FILES = 200
 MAX_DEPTH = 10  # of folders in folders
 SHOWN = 200  # characters of a name or a value
-TOO_DEEP = f"what lies more than {MAX_DEPTH} folders deep is left out"
+TOO_DEEP = f"files more than {MAX_DEPTH} folders deep are left out"
 PICTURES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}  # by their first bytes
-# What a screen does not show, or what shows other text in another order: escape sequences, bidi controls, surrogates.
+# What a screen does not show, or what changes the order of the text: escape sequences, bidi controls, surrogates.
 INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
-# In a file's name, what Windows takes for something else: a drive, a folder, a stream, a device; or leaves out.
+# In a file's name, what Windows reads as a drive, a folder, a stream or a device, or leaves out.
 NOT_PORTABLE = re.compile(r'[<>:"\\|?*\t\n]|[. ]$|^(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[\d¹²³]) *(\.|$)', re.I)
 
 
@@ -34,7 +34,7 @@ class Folder:
 
     path: Path
     source: str  # train.py
-    result: dict = field(default_factory=dict)  # result.json, or run.json where that is all; empty without a run
+    result: dict = field(default_factory=dict)  # result.json, or run.json if there is no other; empty without a run
     interrupted: bool = False  # the run has not come to its end: `result` has no metrics
     series: dict = field(default_factory=dict)  # metrics.csv: [(step, value), …] by (split, metric)
     pictures: list = field(default_factory=list)  # (name, media type, bytes)
@@ -51,11 +51,11 @@ def visible(text: str) -> str:
 def read_folder(exercise: Exercise, path: Path | None = None) -> Folder:
     """Return what is in the folder of an exercise, or in a learner's own at `path`.
 
-    Raises UserError where there is no such folder or no readable train.py in it.
+    Raises UserError if there is no such folder or no readable train.py in it.
     """
     path = (path or ROOT / exercise.folder).resolve()
     if not path.is_dir():
-        raise UserError(f"there is no folder {visible(str(path))}: --folder PATH names the one that holds train.py")
+        raise UserError(f"there is no folder {visible(str(path))}: name the one that holds train.py with --folder PATH")
     try:
         folder = Folder(path, read_text(path / "train.py", MAX_SOURCE))
     except FileNotFoundError:
@@ -121,17 +121,17 @@ def read_text(path: Path, most: int = MAX_TEXT) -> str:
 
 
 def read_result(path: Path) -> dict:
-    """Return result.json, or run.json. Raises ValueError where it is not the object that `Run` writes."""
+    """Return result.json, or run.json. Raises ValueError if it is not the object that `Run` writes."""
     result = json.loads(read_bytes(path, MAX_TEXT), object_pairs_hook=visible_pairs)
     if not isinstance(result, dict):
-        raise ValueError("it is no JSON object")
+        raise ValueError("it is not a JSON object")
     for name in ("config", "metrics", "baselines", "versions"):
         if not isinstance(result.setdefault(name, {}), dict):
-            raise ValueError(f'"{name}" is no JSON object')
+            raise ValueError(f'"{name}" is not a JSON object')
     for name in ("metrics", "baselines"):
         bad = next((key for key, value in result[name].items() if not is_number(value)), None)
         if bad is not None:
-            raise ValueError(f'"{bad[:50]}" in "{name}" is no finite number')
+            raise ValueError(f'"{bad[:50]}" in "{name}" is not a finite number')
     if not result["metrics"] and path.name != "run.json":
         raise ValueError('it has no "metrics"')
     return result
@@ -185,7 +185,7 @@ def list_files(folder: Folder) -> None:
             elif not stat.S_ISREG(info.st_mode):
                 why = "not a plain file"
             elif name.endswith(".tmp"):
-                why = "not whole: what wrote it was stopped"
+                why = "incomplete: the program that wrote it was stopped"
             elif not is_portable(path.relative_to(folder.path)):
                 why = "its name means something else on Windows"
             elif not os.access(path, os.R_OK):
@@ -204,5 +204,5 @@ def is_portable(path: Path) -> bool:
 
 
 def size(count: int) -> str:
-    """Return a number of bytes as a person says it: "50 MB"."""
+    """Return a number of bytes in a readable form: "50 MB"."""
     return f"{count / 1e6:,.1f} MB" if count >= 1e6 else f"{count / 1e3:,.1f} kB" if count >= 1e3 else f"{count} bytes"

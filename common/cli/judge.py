@@ -1,4 +1,4 @@
-"""What a run's records say of it, beside the expected figure, the baseline, and what healthy losses look like."""
+"""What a run's files say about it, compared with the expected figure, the baseline, and healthy losses."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ from common.cli.course import Exercise, Expected, expected
 from common.cli.folder import Folder
 
 LOSSES = ("test_loss", "validation_loss", "loss")
-MEASURED = {  # the flags of the run that the README's figure is of, where its text or its size depends on the machine
+MEASURED = {  # flags of the run that the README's figure is of, if its data or its size depends on the machine
     15: {"data": "imagenet_sample"},
     16: {"preset": "nanogpt-cpu"},
     17: {"data": "openwebtext_sample"},
@@ -23,9 +23,9 @@ class Finding:
 
 
 def judge(exercise: Exercise, folder: Folder) -> list[Finding]:
-    """Return what is to be said about the run in a folder; nothing where there was none."""
+    """Return the findings about the run in a folder; none if there was no run."""
     if folder.interrupted:
-        text = "the run was interrupted, or goes on still: there are no final figures"
+        text = "the run was interrupted or has not ended yet: there are no final figures"
         hint = "run it again" + ", with --resume" * ("resume" in folder.result.get("config", {}))
         return [Finding("short", text, hint), *first_loss(folder), *last_losses(folder)]
     figures, config = expected(exercise) if folder.result else [], folder.result.get("config", {})
@@ -35,7 +35,7 @@ def judge(exercise: Exercise, folder: Folder) -> list[Finding]:
         if not str(config.get(name)).endswith(value)
     ]
     if figures and other:
-        findings = [Finding("note", f"expected {figures[0].text}, but with {', '.join(other)}: this is another run")]
+        findings = [Finding("note", f"expected {figures[0].text} is for {', '.join(other)}: this is another run")]
     else:
         findings = [compare_with(figure, folder.result["metrics"]) for figure in figures]
     if folder.result and not findings:
@@ -44,7 +44,7 @@ def judge(exercise: Exercise, folder: Folder) -> list[Finding]:
 
 
 def compare_with(figure: Expected, metrics: dict[str, float]) -> Finding:
-    """Return how a metric stands beside its expected figure."""
+    """Return how a metric compares with its expected figure."""
     name = figure.metric.replace("_", " ")
     if figure.metric not in metrics:
         return Finding(
@@ -77,12 +77,12 @@ def baseline(folder: Folder) -> list[Finding]:
     text = f"{loss.replace('_', ' ')} {value:.4g} against the baseline {name}, {least:.4g}"
     if value < least:
         return [Finding("ok", text)]
-    hint = "no better than no model: do the labels belong to their inputs? does the update reach the parameters?"
+    hint = "no better than no training: do the labels belong to their inputs? does the update reach the parameters?"
     return [Finding("short", text, hint)]
 
 
 def first_loss(folder: Folder) -> list[Finding]:
-    """Return whether an untrained classifier starts near ln K, as one does that finds all classes about as likely."""
+    """Return whether an untrained classifier starts near ln K, as it does if all classes are about equally likely."""
     chance = [item for item in folder.result.get("baselines", {}).items() if item[0].startswith("ln ")]
     losses = folder.series.get(("train", "loss"))
     if not chance or not losses or losses[0][0] != 0:
@@ -90,7 +90,7 @@ def first_loss(folder: Folder) -> list[Finding]:
     (name, uniform), first = chance[0], losses[0][1]
     text = f"first loss {first:.4g}, {name} is {uniform:.4g}"
     if first > 1.25 * uniform:
-        hint = "look at the last layer's initialisation, for its logits should start near 0; or has the loss a factor?"
+        hint = "check the last layer's initialisation (logits should start near 0), and whether the loss has a factor"
         return [Finding("note", text, hint)]
     if first < 0.75 * uniform:
         return [Finding("note", text, "it knows the answer before training: is the label among the inputs?")]
@@ -98,7 +98,7 @@ def first_loss(folder: Folder) -> list[Finding]:
 
 
 def last_losses(folder: Folder) -> list[Finding]:
-    """Return whether the training loss fell, and whether the other one has risen since its least."""
+    """Return whether the training loss fell, and whether the other one has risen since its minimum."""
     findings = []
     losses = [value for _, value in folder.series.get(("train", "loss"), [])]
     tail = losses[-max(1, len(losses) // 10) :]

@@ -1,4 +1,4 @@
-"""One HTML file that holds all a mentor needs to review an exercise; nothing of the folder is run to make it."""
+"""One HTML file with all that a mentor needs to review an exercise; nothing in the folder is run to make it."""
 
 import ast
 import subprocess
@@ -22,7 +22,7 @@ ROWS = 100  # of a table
 def write_review(exercise: Exercise, path: Path | None, html: Path, with_folder: bool) -> Path:
     """Write the review of an exercise's folder, or of a learner's own at `path`, and return where it went.
 
-    With `with_folder` it is a zip beside `html` that holds the page and the folder. Raises UserError where the folder
+    With `with_folder` it is a zip beside `html` that holds the page and the folder. Raises UserError if the folder
     cannot be read or the file cannot be written.
     """
     folder = read_folder(exercise, path)
@@ -44,7 +44,7 @@ def write_review(exercise: Exercise, path: Path | None, html: Path, with_folder:
 
 
 def review_page(exercise: Exercise, folder: Folder, with_folder: bool = False) -> str:
-    """Return the review as HTML. It names no folder of this machine but the last part of the exercise's own."""
+    """Return the review as HTML. Of this machine's paths it names only the last part of the exercise's folder."""
     own = folder.path.samefile(ROOT / exercise.folder)
     parent = train_py(find(str(exercise.parent))) if exercise.parent else None
     reference = committed(exercise) if own else train_py(exercise).read_text(encoding="utf-8")
@@ -129,7 +129,7 @@ def history(folder: Folder) -> list[tuple[str, str, bool]]:
 
 
 def committed(exercise: Exercise) -> str | None:
-    """Return the train.py that this checkout's last commit holds; None where git knows of none."""
+    """Return the train.py of this checkout's last commit; None if git has none."""
     return git("show", f"HEAD:./{exercise.folder}/train.py")
 
 

@@ -41,7 +41,7 @@ def write_site(directory: Path) -> Path:
         ]
         (directory / "index.html").write_text(render("index.html", tree=tree), encoding="utf-8")
     except OSError as error:
-        raise UserError(f"cannot write the site to {directory} ({error.strerror or error}): name another DIR") from None
+        raise UserError(f"cannot write the site to {directory} ({error.strerror or error}): name another one") from None
     return directory / "index.html"
 
 

@@ -3,8 +3,8 @@
     python tests/bench/choose.py 7 hidden=256 "hidden=512 learning-rate=0.05" --seeds 3
 
 Trains the exercise's own main() with each string of flags on the first nine tenths of the training images or words, and
-prints accuracy and loss on the others (last evaluation, mean ± standard deviation over seeds) and the seconds a run.
-The test set stays out of it.
+prints accuracy and loss on the others (last evaluation, mean ± standard deviation over seeds) and the seconds per run.
+The test set is not used.
 """
 
 import contextlib
@@ -33,13 +33,13 @@ class Config:
 
 def main(config: Config) -> None:
     if config.exercise not in (7, 8, 9, 10, 11, 12, 13, 14):
-        raise UserError(f"exercise {config.exercise} has no test set to be kept from: choose out of 7 to 14")
+        raise UserError(f"exercise {config.exercise} has no test set to keep apart: choose one of 7 to 14")
     module = load(config.exercise)
     if config.exercise in (7, 8, 9, 10, 14):
         (images, labels), _ = data.mnist()
         cut = len(images) * 9 // 10
         train, validation = (images[:cut], labels[:cut]), (images[cut:], labels[cut:])
-        data.mnist = lambda dry_run=False: (train, validation)  # what the exercise takes for the test set
+        data.mnist = lambda dry_run=False: (train, validation)  # the exercise takes the validation set for its test set
     else:  # whose test set is the last tenth of the words
         words = data.split_words(data.shakespeare())
         text = data.join_words(words[: len(words) * 9 // 10])

@@ -82,7 +82,7 @@ def main(config: Config) -> None:
     train, test, vocab = ex.read_tokens(ex.Config())
     print(f"{len(train)} training words, {len(test)} test words, {len(vocab)} in the vocabulary")
     for order, (loss, discount) in baselines(train.tolist(), test.tolist(), len(vocab), config.orders).items():
-        print(f"order {order}: {loss:.3f} nats a word, discount {discount}", flush=True)
+        print(f"order {order}: {loss:.3f} nats per word, discount {discount}", flush=True)
 
 
 if __name__ == "__main__":

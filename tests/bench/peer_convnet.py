@@ -3,7 +3,7 @@
     python tests/bench/peer_convnet.py --rounds 3
 
 The peer has the network and the settings of that program's defaults (two 3×3 convolutions with 32 and 64 channels, one
-max pool, dropout 0.25 and 0.5, a dense layer of 128; Adadelta at 1.0, falling by 0.7 an epoch; batches of 64), written
+max pool, dropout 0.25 and 0.5, a dense layer of 128; Adadelta at 1.0, times 0.7 per epoch; batches of 64), written
 anew, and takes its images from memory instead of a DataLoader. Both are evaluated after every epoch. The peer's clock
 starts when its data are in memory, exercise 9's before it reads them and compiles.
 """
@@ -30,9 +30,9 @@ from helpers import load
 
 @dataclass
 class Config:
-    rounds: int = 3  # runs of each, with seeds 0, 1, …
+    rounds: int = 3  # runs of each program, with seeds 0, 1, …
     target: float = 0.99  # test accuracy
-    flags: str = ""  # of exercise 9, as "flag=value flag=value"
+    flags: str = ""  # flags of exercise 9, as "flag=value flag=value"
 
 
 def ours(config, seed):

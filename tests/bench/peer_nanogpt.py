@@ -1,4 +1,4 @@
-"""Exercise 16 and nanoGPT's own train.py on a CPU, in turn: milliseconds an iteration, and seconds until a loss.
+"""Exercise 16 and nanoGPT's own train.py on a CPU, in turn: milliseconds per iteration, and seconds until a loss.
 
     python tests/bench/peer_nanogpt.py --checkout path/to/nanoGPT --rounds 3
 
@@ -38,11 +38,11 @@ LAPTOP = (
 
 @dataclass
 class Config:
-    checkout: Path | None = None  # nanoGPT's; without one exercise 16 runs alone
-    rounds: int = 1  # runs of each, with seeds 0, 1, …
+    checkout: Path | None = None  # folder of a nanoGPT checkout; without one, exercise 16 runs alone
+    rounds: int = 1  # runs of each program, with seeds 0, 1, …
     steps: int = 2_000  # iterations of nanoGPT and of preset nanogpt-cpu
-    presets: tuple[str, ...] = ("nanogpt-cpu", "best-cpu")  # of exercise 16
-    flags: str = ""  # more of exercise 16, as "flag=value flag=value"
+    presets: tuple[str, ...] = ("nanogpt-cpu", "best-cpu")  # presets of exercise 16
+    flags: str = ""  # more flags of exercise 16, as "flag=value flag=value"
     target: float = 1.88  # validation loss
     statistic: int = 0  # random batches of nanoGPT's own statistic, for which exercise 16 is trained again; 0: none
 
@@ -63,14 +63,14 @@ def prepare(checkout: Path, folder: Path) -> Path:
 
 
 class Logits(torch.nn.Module):
-    """nanoGPT's model behind the interface of ours: words (B, T) to logits (B, T, V)."""
+    """nanoGPT's model with the interface of ours: tokens (B, T) to logits (B, T, V)."""
 
     def __init__(self, model):
         super().__init__()
         self.model = model
 
-    def forward(self, words):
-        return self.model(words, words)[0]
+    def forward(self, tokens):
+        return self.model(tokens, tokens)[0]
 
 
 def their_loss(copy: Path) -> float:
@@ -112,7 +112,7 @@ def theirs(copy: Path, flags: list[str], target: float, seed: int = 0) -> dict:
 
 
 def ours(flags: list[str], target: float = 0.0) -> dict:
-    """Train exercise 16; return milliseconds an iteration, losses, seconds in all and to the target, its speed line."""
+    """Train exercise 16; return ms per iteration, losses, seconds in total and to the target, its speed line."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         wrote = out / "dry_run" if "--dry-run" in flags else out
@@ -151,7 +151,7 @@ def least_statistic(flags: list[str], batches: int) -> float:
     generator = torch.Generator().manual_seed(0)
 
     def keep(config, train, val, device):
-        kept["windows"] = val.to(device).unfold(0, config.block_size, 1)  # (M - T + 1, T)
+        kept["windows"] = val.to(device).unfold(0, config.block_size, 1)  # (L - T + 1, T)
         kept["count"] = batches * config.batch_size
         return make_data(config, train, val, device)
 
@@ -169,7 +169,7 @@ def least_statistic(flags: list[str], batches: int) -> float:
     return min(seen)
 
 
-HEAD = """| | ms an iteration | last loss | least loss | seconds in all | seconds to the target |
+HEAD = """| | ms per iteration | last loss | least loss | seconds in total | seconds to the target |
 |---|---|---|---|---|---|"""
 
 

@@ -1,4 +1,4 @@
-"""Exercise 17 beside nanoGPT: tokens a second of the preparation, and the losses of the same weights and batches.
+"""Exercise 17 beside nanoGPT: tokens per second of the preparation, and the losses of the same weights and batches.
 
     python tests/bench/peer_openwebtext.py tokenise --copies 20
     python tests/bench/peer_openwebtext.py losses --checkout path/to/nanoGPT
@@ -10,7 +10,7 @@ the most memory that was not a file's, all processes together. `losses` trains e
 with nanoGPT's optimizer, schedule and clipping, from the same weights on the same batches, and tells how far apart the
 losses of a step are; nanoGPT's learning rate rises a little later than ours, by 1 / (warm-up + 1), and with
 `--same-rate` it is given ours. The defaults are a small model in float32, so that a CPU can do it. `step` times a step
-of the preset for laptops, compiled and not, with all samples at once and in parts.
+of the preset for laptops, compiled and not, with all sequences at once and in micro-batches.
 """
 
 import contextlib
@@ -41,12 +41,12 @@ from helpers import load, load_beside, read_metrics
 @dataclass
 class Config:
     what: Positional[Literal["tokenise", "losses", "step"]]
-    checkout: Path | None = None  # nanoGPT's
+    checkout: Path | None = None  # folder of a nanoGPT checkout
     documents: Path = data.data_dir() / "openwebtext_sample"  # to tokenise, or to train on
-    copies: int = 20  # of the documents
-    steps: int = 200  # updates
+    copies: int = 20  # how often the documents are repeated
+    steps: int = 200  # training steps
     same_rate: bool = False  # nanoGPT's model takes our learning rates
-    flags: str = (  # of both
+    flags: str = (  # of both programs
         "block-size=64 layers=4 heads=4 channels=32 batch-size=8 no-bfloat16 no-compile learning-rate=0.0006"
     )
 
@@ -65,7 +65,7 @@ def many_documents(folder: Path, into: Path, copies: int) -> Path:
 
 
 def their_way(path: Path, folder: Path) -> None:
-    """Tokenise as prepare.py does: every document to a row of numbers, then all rows to a file."""
+    """Tokenise as prepare.py does: every document to a row of token ids, then all rows to a file."""
     import datasets
 
     datasets.disable_progress_bars()
@@ -78,14 +78,14 @@ def their_way(path: Path, folder: Path) -> None:
     documents = datasets.load_dataset("parquet", data_files=str(path), split="train", cache_dir=str(folder))
     for name, part in documents.train_test_split(test_size=0.02, seed=2357, shuffle=True).items():
         part = part.map(tokens, remove_columns=["text"], num_proc=os.cpu_count())
-        words = np.memmap(folder / f"{name}.bin", np.uint16, "w+", shape=(sum(part["len"]),))
+        file = np.memmap(folder / f"{name}.bin", np.uint16, "w+", shape=(sum(part["len"]),))
         shards, end = min(1024, len(part)), 0
         for index in range(shards):
             rows = part.shard(shards, index, contiguous=True).with_format("numpy")["ids"]
             ids = np.concatenate(list(rows))
-            words[end : end + len(ids)] = ids
+            file[end : end + len(ids)] = ids
             end += len(ids)
-        words.flush()
+        file.flush()
 
 
 def anonymous_memory() -> int:
@@ -122,9 +122,8 @@ def tokenise(config: Config) -> None:
         print(f"| {'exercise 17' if way == 'ours' else 'the way of prepare.py'} | {row} |", flush=True)
         return
     os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(data.data_dir() / "tiktoken_cache"))
-    print(
-        f"{os.cpu_count()} cores\n| | tokens | seconds | tokens a second | memory |\n|---|---|---|---|---|", flush=True
-    )
+    head = "| | tokens | seconds | tokens per second | memory |\n|---|---|---|---|---|"
+    print(f"{os.cpu_count()} cores\n{head}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["RAMPUP_DATA"] = folder
         for copies in (config.copies // 4, config.copies):
@@ -160,8 +159,8 @@ def their_losses(checkout: Path, ex, config, same_rate: bool) -> list[float]:
     model = their_model(checkout, config, ours).to(device)
     with contextlib.redirect_stdout(io.StringIO()):
         optimizer = model.configure_optimizers(config.weight_decay, config.learning_rate, (0.9, 0.95), device.type)
-    words, _, _ = openwebtext.read(config.data, config.whole, config.val_share, config.dry_run)
-    indices, losses = ex.batches(config, len(words) - config.block_size, 0, "cpu"), []
+    tokens, _, _ = openwebtext.read(config.data, config.whole, config.val_share, config.dry_run)
+    indices, losses = ex.batches(config, len(tokens) - config.block_size, 0, "cpu"), []
     least = config.learning_rate * config.decay_to
     for step in range(3 if config.dry_run else config.steps):
         rate = config.learning_rate * (step + 1) / (config.warmup_steps + 1)
@@ -172,7 +171,7 @@ def their_losses(checkout: Path, ex, config, same_rate: bool) -> list[float]:
             group["lr"] = ex.learning_rate(config, step) if same_rate else rate
         parts, total = next(indices).split(config.micro_batch), 0.0
         for part in parts:
-            x, y = ex.read_samples(config, words, part, device)
+            x, y = ex.read_samples(config, tokens, part, device)
             with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
                 loss = model(x, y.contiguous())[1] * len(part) / config.batch_size
             loss.backward()
@@ -194,8 +193,8 @@ def losses(checkout: Path | None, args: list[str], same_rate: bool = False) -> N
             ex.main(config)
         ours = np.array(list(read_metrics(Path(out) / ("dry_run" if config.dry_run else ""))["train", "loss"].values()))
     theirs = np.array(their_losses(checkout, ex, config, same_rate)) if checkout else ours
-    words = config.batch_size * config.block_size
-    print(f"{len(ours)} steps of {words} tokens, the same weights and batches; {torch_device(config.device)}")
+    tokens = config.batch_size * config.block_size
+    print(f"{len(ours)} steps of {tokens} tokens, the same weights and batches; {torch_device(config.device)}")
     print("| step | exercise 17 | nanoGPT | difference |\n|---|---|---|---|")
     for step in sorted({0, len(ours) // 4, len(ours) // 2, len(ours) - 1}):
         print(f"| {step} | {ours[step]:.4f} | {theirs[step]:.4f} | {ours[step] - theirs[step]:+.5f} |")
@@ -203,23 +202,23 @@ def losses(checkout: Path | None, args: list[str], same_rate: bool = False) -> N
 
 
 def step() -> None:
-    """Print the seconds of a laptop's step, the median of 25, compiled and not, and of the first."""
+    """Print the seconds per step on a laptop, the median of 25, compiled and not, and of the first step."""
     ex = load(17)
     config = ex.Config("laptop", **ex.PRESETS["laptop"])
     torch.manual_seed(0)
-    words = torch.randint(50_257, (config.batch_size, config.block_size + 1))
-    print("| | samples at once | seconds of a step | the first time |\n|---|---|---|---|")
+    tokens = torch.randint(50_257, (config.batch_size, config.block_size + 1))
+    print("| | micro-batch | seconds per step | the first time |\n|---|---|---|---|")
     for compiled in (False, True):
         for size in (4, 8, 16):
             torch._dynamo.reset()
             model = ex.Transformer(config, ex.VOCAB_SIZE)
-            model.bfloat16 = config.bfloat16 and ex.speed.has_bfloat16(words.device)
+            model.bfloat16 = config.bfloat16 and ex.speed.has_bfloat16(tokens.device)
             (optimizer,), fast = ex.make_optimizers(config, model), torch.compile(model) if compiled else model
             times = []
             for _ in range(26):
                 start = time.perf_counter()
-                for part in words.split(size):
-                    (fast(part[:, :-1], part[:, 1:]) * len(part) / len(words)).backward()
+                for part in tokens.split(size):
+                    (fast(part[:, :-1], part[:, 1:]) * len(part) / len(tokens)).backward()
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 optimizer.step()
                 optimizer.zero_grad()

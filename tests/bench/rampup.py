@@ -1,4 +1,4 @@
-"""Time `rampup diff`, `review` and `site` as a user runs them, and fail where one takes longer than it may.
+"""Time `rampup diff`, `review` and `site` as a user runs them, and fail if one takes longer than its limit.
 
     python tests/bench/rampup.py
 
@@ -36,7 +36,7 @@ def main() -> None:
                 command = [sys.executable, "-m", "common.cli", name, *arguments]
                 subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
                 seconds.append(time.perf_counter() - start)
-            print(f"rampup {name}: {min(seconds):.2f} to {max(seconds):.2f} s, may take {LIMITS[name]} s", flush=True)
+            print(f"rampup {name}: {min(seconds):.2f} to {max(seconds):.2f} s, limit {LIMITS[name]} s", flush=True)
             slow = slow or max(seconds) > LIMITS[name]
     sys.exit(slow)
 

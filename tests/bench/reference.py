@@ -1,9 +1,9 @@
-"""Run exercises in full, as a user does, and print the table that stands in their READMEs.
+"""Run exercises in full, as a user does, and print the tables in their READMEs.
 
     python tests/bench/reference.py 1 2 3 --seeds 3 --pictures
 
-One process a run, nothing beside it. `seconds` is the whole process, imports and pictures included. `--pictures` puts
-those of seed 0 into the exercise's folder, where its README shows them.
+One process per run, and nothing else at the same time. `seconds` is the whole process, imports and pictures included.
+`--pictures` puts those of seed 0 into the exercise's folder, where its README shows them.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Exercise 16 on a GPU: beside nanoGPT's own train.py in turn, preset best on five seeds, and what else best could be.
+"""Exercise 16 on a GPU: beside nanoGPT's own train.py in turn, preset best on five seeds, and candidates for best.
 
     python tests/gpu/nanogpt.py --checkout path/to/nanoGPT
 
@@ -42,12 +42,12 @@ CANDIDATES = (  # flags beside --preset best, which has dropout 0.4 and 3,000 st
 
 @dataclass
 class Config:
-    checkout: Path | None = None  # nanoGPT's
-    tables: tuple[Literal["peer", "best", "candidates"], ...] = ("peer", "best", "candidates")  # which to make
+    checkout: Path | None = None  # folder of a nanoGPT checkout
+    tables: tuple[Literal["peer", "best", "candidates"], ...] = ("peer", "best", "candidates")  # tables to make
     rounds: int = 3  # runs of each of the two programs
     seeds: int = 5  # runs of preset best
     candidate_seeds: int = 1  # runs of each candidate
-    dry_run: bool = False  # three steps of everything
+    dry_run: bool = False  # only three steps of everything
 
 
 def peer(config, dry):
@@ -66,7 +66,7 @@ def peer(config, dry):
 
 
 def many(name, flags, seeds):
-    """Print last and least loss and the seconds, mean ± standard deviation over seeds."""
+    """Print the last and the least loss and the seconds, mean ± standard deviation over seeds."""
     runs = [ours([*flags, "--seed", str(seed)]) for seed in range(seeds)]
     columns = (
         [run["losses"][-1] for run in runs],
@@ -82,7 +82,7 @@ def main(config: Config) -> None:
     print(machine())
     if "peer" in config.tables:
         peer(config, dry)
-    head = "| | last loss | least loss, chosen by validation | seconds in all |\n|---|---|---|---|"
+    head = "| | last loss | least loss, chosen by validation | seconds in total |\n|---|---|---|---|"
     if "best" in config.tables:
         print(head)
         many("best", ["--preset", "best", *dry], config.seeds)

@@ -29,22 +29,22 @@ from common.program import clean_exit
 from helpers import machine, train_py
 from peer_openwebtext import losses
 
-TOKENS = 480 * 1024  # of a step
+TOKENS = 480 * 1024  # per step
 
 
 @dataclass
 class Config:
-    checkout: Path | None = None  # nanoGPT's; without one exercise 17 runs alone
+    checkout: Path | None = None  # folder of a nanoGPT checkout; without one, exercise 17 runs alone
     documents: Path = data.data_dir() / "openwebtext_sample"  # the text to train on
-    tables: tuple[Literal["speed", "losses"], ...] = ("speed", "losses")  # which to make
-    micro_batches: tuple[int, ...] = (12, 24, 32, 60)  # samples at once, of 480, for both programs
-    rounds: int = 2  # runs of each, in turn
-    steps: int = 40  # of each run
+    tables: tuple[Literal["speed", "losses"], ...] = ("speed", "losses")  # tables to make
+    micro_batches: tuple[int, ...] = (12, 24, 32, 60)  # sequences per micro-batch, of 480 per step, for both programs
+    rounds: int = 2  # runs of each program, in turn
+    steps: int = 40  # steps of each run
     dry_run: bool = False  # three steps of a small model
 
 
 def ours(config, micro_batch, dry):
-    """Return tokens a second of exercise 17, and its own line about its speed, or why it could not run."""
+    """Return the tokens per second of exercise 17, and its own line about its speed, or why it could not run."""
     flags = ["--data", config.documents, "--steps", config.steps, "--eval-every", 10**6, "--max-new-tokens", 1]
     with tempfile.TemporaryDirectory() as out:
         command = [sys.executable, train_py(17), *flags, "--micro-batch", micro_batch, "--out", out, *dry]
@@ -62,13 +62,13 @@ def prepare(config, folder):
     for name in ("train.py", "model.py", "configurator.py"):
         shutil.copy(config.checkout / name, copy)
     shutil.copytree(config.checkout / "config", copy / "config")
-    for name, words in zip(("train", "val"), openwebtext.read(config.documents)[:2]):
-        words.tofile(copy / "data" / "openwebtext" / f"{name}.bin")
+    for name, tokens in zip(("train", "val"), openwebtext.read(config.documents)[:2]):
+        tokens.tofile(copy / "data" / "openwebtext" / f"{name}.bin")
     return copy
 
 
 def theirs(copy, config, micro_batch):
-    """Return tokens a second of nanoGPT's train.py, by the median of the times that it prints after the tenth."""
+    """Return the tokens per second of nanoGPT's train.py, by the median of the times that it prints after the tenth."""
     flags = ["--wandb_log=False", "--eval_iters=1", "--log_interval=1", f"--max_iters={config.steps}"]
     flags += [f"--batch_size={micro_batch}", f"--gradient_accumulation_steps={480 // micro_batch}"]
     command = [sys.executable, "train.py", "config/train_gpt2.py", *flags]
@@ -80,8 +80,8 @@ def theirs(copy, config, micro_batch):
 
 
 def speed(config, dry):
-    """Print tokens a second of both programs, in turn, and their ratio, for each size of a micro-batch."""
-    print("| samples at once | exercise 17, tokens a second | nanoGPT | ratio |\n|---|---|---|---|")
+    """Print the tokens per second of both programs, in turn, and their ratio, for each size of a micro-batch."""
+    print("| micro-batch | exercise 17, tokens per second | nanoGPT | ratio |\n|---|---|---|---|")
     bests = ([], [])
     with tempfile.TemporaryDirectory() as folder:
         copy = prepare(config, Path(folder)) if config.checkout else None
@@ -101,8 +101,8 @@ def speed(config, dry):
             print(f"| {micro_batch} | {' | '.join(cells)} | {ratio} |", flush=True)
             print("\n".join(lines), file=sys.stderr, flush=True)
     if all(any(seen) for seen in bests):
-        print(f"\nthe best of ours to the best of nanoGPT's: {max(bests[0]) / max(bests[1]):.2f}")
-    print(f"\n{TOKENS} tokens a step, {config.steps} steps; the best of {config.rounds} runs of each, in turn\n")
+        print(f"\nour best divided by nanoGPT's best: {max(bests[0]) / max(bests[1]):.2f}")
+    print(f"\n{TOKENS} tokens per step, {config.steps} steps; the best of {config.rounds} runs of each, in turn\n")
 
 
 def main(config: Config) -> None:

@@ -30,7 +30,7 @@ from common.program import clean_exit, jax_device
 
 from helpers import load, train_py
 
-TARGETS = {  # of exercise 14: what is asked, and the flags for it
+TARGETS = {  # of exercise 14: each target, and the flags for it
     "99.0 % in 0.2 s": "--steps 360 --eval-every 360 --rotate 0 --scale 0 --shear 0",
     "99.5 % in 1 s (the preset)": "",
     "99.65 % in 6 s": "--steps 6000 --eval-every 6000 --rotate 10 --scale 0.1 --shear 0.1 --shift 2",
@@ -48,13 +48,13 @@ TABLES = {14: ("targets", "changes"), 15: ("speed",)}
 @dataclass
 class Config:
     exercises: tyro.conf.Positional[tuple[int, ...]]  # numbers of the exercises: 14, 15
-    tables: tuple[Literal["targets", "changes", "speed"], ...] = ("targets", "changes", "speed")  # which of theirs
+    tables: tuple[Literal["targets", "changes", "speed"], ...] = ("targets", "changes", "speed")  # tables to make
     data: str = ""  # the photographs of "speed", as exercise 15's --data; without it, the sample's
-    steps: int = 1000  # of each run of "speed": so many that what lies ready at the start does not matter
+    steps: int = 1000  # steps of each run of "speed": so many that batches prefetched at the start do not matter
     seeds: int = 20  # runs of each target
-    seconds: float = 3.0  # that each change is timed for in a round, at least
-    rounds: int = 3  # of all changes, one after the other; the best of each counts
-    steps_per_call: int = 468  # of the changes that make many steps a call, at most; 468 are an epoch
+    seconds: float = 3.0  # shortest time, in seconds, that each change is measured in a round
+    rounds: int = 3  # rounds of all changes in turn; the best of each counts
+    steps_per_call: int = 468  # most steps per call; 468 are an epoch
     dry_run: bool = False  # a few steps of a small network
 
 
@@ -79,10 +79,10 @@ def targets(config):
 
 
 def images_per_second(step_of, calls, images, seconds):
-    """Return how many images a second a loop trains on, timed for so many seconds at least.
+    """Return how many images per second a loop trains on, timed for at least so many seconds.
 
-    `step_of(number)` makes call `number`, of so many `images`, and returns its losses, maybe before they are known,
-    which are read when the next call is on its way. `calls` yields the numbers, none of which comes twice.
+    `step_of(number)` makes call `number`, of so many `images`, and returns its losses, maybe before they are computed;
+    they are read after the next call has started. `calls` yields the numbers, none of them twice.
     """
     start, made, losses = time.perf_counter(), 1, step_of(next(calls))
     while time.perf_counter() - start < seconds:
@@ -144,9 +144,9 @@ def changes(config):
     rows = {
         "exercise 10: batches from the host, each loss awaited": (one, loop_of_10(config, one, on_device=False)),
         "data on the device": (one, loop_of_10(config, one, on_device=True)),
-        "one program a step, losses one call late": (one, loop_of_14(one, augment=False)),
+        "one program per step, losses one call late": (one, loop_of_14(one, augment=False)),
         "augmentation": (one, loop_of_14(one, augment=True)),
-        "an epoch a call": (epoch, loop_of_14(epoch, augment=True)),
+        "an epoch per call": (epoch, loop_of_14(epoch, augment=True)),
         "bfloat16": (rough, loop_of_14(rough, augment=True)),
         "batches of 500": (large, loop_of_14(large, augment=True)),
     }
@@ -160,7 +160,7 @@ def changes(config):
     for name, (_, *rest) in rates.items():  # the first call compiles
         print(f"| {name} | {max(rest):,.0f} | {'' if before is None else f'{max(rest) / before:.2f}'} |", flush=True)
         before = max(rest)
-    limit = f"{config.steps_per_call} steps a call at most"
+    limit = f"{config.steps_per_call} steps per call at most"
     print(f"\nbest of {config.rounds} rounds in turn; {limit}; {device.device_kind}; jax {jax.__version__}\n")
 
 
@@ -175,7 +175,7 @@ def link_photographs(folder):
 
 
 def speed(config):
-    """Print how many images a second exercise 15 trains on, the share that decoding leaves of them, and hours."""
+    """Print the images per second of exercise 15, their share of those of the device alone, and hours."""
     print("| | images per second | of the device alone | 16 epochs of ImageNet | 90 epochs |\n|---|---|---|---|---|")
     alone = None
     with tempfile.TemporaryDirectory() as folder:
