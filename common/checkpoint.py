@@ -263,7 +263,7 @@ def _read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict]:
 
 
 def _leaves(state) -> dict:
-    """Return the arrays of a pytree by names such as 0.blocks.3.conv1.w, in its own order."""
+    """Return the arrays of a pytree by names such as 0.stages.1.0.conv1.w, in its own order."""
     import jax
 
     found = jax.tree.leaves_with_path(state)
