@@ -252,6 +252,8 @@ def _read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict]:
     try:
         with np.load(path) as file:
             arrays = {name: file[name] for name in file.files}
+        if any(isinstance(array, bytes) for array in arrays.values()):  # whose file in it does not begin as an array's
+            raise ValueError("something else than an array")
         notes = json.loads(str(arrays.pop("notes")))
         return arrays, {name: notes[name] for name in ("config", "step", "run")}
     except FileNotFoundError:
@@ -261,7 +263,7 @@ def _read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict]:
 
 
 def _leaves(state) -> dict:
-    """Return the arrays of a pytree by names such as 0.blocks.3.conv1.w, in its own order."""
+    """Return the arrays of a pytree by names such as 0.stages.1.0.conv1.w, in its own order."""
     import jax
 
     found = jax.tree.leaves_with_path(state)

@@ -62,7 +62,7 @@ EXERCISES = (
     ),
     Exercise(8, "ex08_mnist_adam", 7, "Use the optax library & the Adam optimizer.", budget=120),
     Exercise(9, "ex09_mnist_cnn", 8, "Change architecture to be a convnet.", budget=60),
-    Exercise(10, "ex10_mnist_resnet", 9, "Change architecture to be a resnet.", budget=120),
+    Exercise(10, "ex10_mnist_resnet", 9, "Change architecture to be a resnet.", budget=170),
     Exercise(
         11,
         "ex11_shakespeare_ffn",
@@ -100,7 +100,7 @@ EXERCISES = (
         14,
         "Switch from MNIST to ImageNet. Adjust your resnet setup by copying the literature. Do a multi-day run on "
         "ImageNet and see how you score, and compare to what other people have reported.",
-        budget=270,
+        budget=300,
     ),
     Exercise(
         16,

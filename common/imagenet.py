@@ -339,8 +339,10 @@ def in_workers(f: Callable, arguments: Iterable, workers: int) -> Iterator:
 
 def _results(loader) -> Iterator:
     """Yield what the workers of torch's loader return; raises UserError if they, or their queues, fail."""
-    main = sys.modules["__main__"]
+    main, context = sys.modules["__main__"], loader.multiprocessing_context
     try:
+        # What torch is about to make: where there is no room for it, torch would print a traceback of its own.
+        [context.Event(), *(context.Queue() for _ in range(loader.num_workers + 1))]
         sys.modules["__main__"] = types.ModuleType("__main__")  # multiprocessing has every process import the main file
         try:
             results = iter(loader)

@@ -6,11 +6,12 @@ import re
 import shutil
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 
-from common import UserError
+from common import UserError, leave_at_once
 
 LARGEST = (2 - 2**-23) * 2.0**127  # of float32, 3.4e38
 LARGEST_INT = 2**53  # every library takes it
@@ -37,8 +38,21 @@ def terminated() -> bool:
 
 def _on_sigterm(number, frame) -> None:
     _sigterm["came"] = True
-    if not _sigterm["asked for"]:
+    if not _sigterm["asked for"] and not _comes_again(number, frame):
         raise Terminated
+
+
+def _on_sigint(number, frame) -> None:
+    if not _comes_again(number, frame):
+        raise KeyboardInterrupt
+
+
+def _comes_again(number: int, frame) -> bool:
+    """Return whether the garbage collector, which ignores exceptions, has called JAX; then the signal comes again."""
+    ignored = frame is not None and frame.f_code.co_name == "_xla_gc_callback"
+    if ignored:
+        threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
+    return ignored
 
 
 @contextmanager
@@ -49,6 +63,8 @@ def clean_exit() -> Iterator[None]:
     """
     _sigterm.update({"came": False, "asked for": False})
     signal.signal(signal.SIGTERM, _on_sigterm)
+    if signal.getsignal(signal.SIGINT) in (leave_at_once, signal.default_int_handler):  # else it is ignored
+        signal.signal(signal.SIGINT, _on_sigint)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal without "±" is no reason to stop
     if shutil.get_terminal_size().columns < 40:
@@ -84,6 +100,9 @@ def clean_exit() -> Iterator[None]:
     _exit["code"] = code
     if message:
         print(message, file=sys.stderr)
+    if code > 1:  # at once: JAX, when it compiles in other threads, crashes at Python's own end
+        sys.stderr.flush()
+        os._exit(code)
     if code:
         sys.exit(code)
 

@@ -89,7 +89,7 @@ def evaluate(model, x, y):
 
 def main(config: Config) -> dict[str, float]:
     rng = np.random.default_rng(config.seed)
-    torch.set_default_dtype(torch.float64)  # numpy's precision, so that the losses can be compared
+    torch.set_default_dtype(torch.float64)  # numpy's default: programs that should agree do so to many digits
     x, y, truth = make_data(config, rng)
     print(f"data: inputs {tuple(x.shape)}, targets {tuple(y.shape)} with mean {y.mean():.3f} ± {y.std():.3f}")
     # The loss of the truth is as low as it gets: on fresh samples no model does better on average.

@@ -37,7 +37,7 @@ class Config:
     dry_run: bool = False  # only three steps, to check that everything works
 
     def __post_init__(self):
-        check_config(self, num_samples=2, num_features=2)  # less has no covariance matrix
+        check_config(self, num_samples=2, num_features=2)  # a covariance matrix needs two
         if self.batch_size > self.num_samples:
             raise ValueError(f"--batch-size {self.batch_size} is larger than the training set ({self.num_samples})")
 
@@ -95,7 +95,7 @@ def evaluate(model, x, y):
 
 def main(config: Config) -> dict[str, float]:
     rng = np.random.default_rng(config.seed)
-    torch.set_default_dtype(torch.float64)  # numpy's precision, so that the losses can be compared
+    torch.set_default_dtype(torch.float64)  # numpy's default: programs that should agree do so to many digits
     x, y, truth = make_data(config, rng)
     print(f"data: inputs {tuple(x.shape)}, shares of classes {np.bincount(y, minlength=config.num_classes) / len(y)}")
     # The loss of the truth is as low as it gets: on fresh samples no model does better on average.

@@ -43,7 +43,7 @@ class Config:
     dry_run: bool = False  # only three steps, to check that everything works
 
     def __post_init__(self):
-        check_config(self, num_samples=2, num_features=2, twist=0)  # less has no covariance matrix
+        check_config(self, num_samples=2, num_features=2, twist=0)  # a covariance matrix needs two
         if self.batch_size > self.num_samples:
             raise ValueError(f"--batch-size {self.batch_size} is larger than the training set ({self.num_samples})")
 
@@ -61,7 +61,7 @@ def make_data(config, rng):
     truth = x @ np.eye(config.num_features, config.num_classes) * 90.0  # (N, K): logit k is feature k, the last is 0
     y = (truth + rng.gumbel(size=truth.shape)).argmax(1)  # (N,): a draw from softmax(truth) (Gumbel-max trick)
     plane = x[:, 0] + 1j * x[:, 1]  # (N,): the first two features as complex numbers
-    plane *= np.exp(1j * config.twist * np.abs(plane))  # turned about the middle, and the further out the more
+    plane *= np.exp(1j * config.twist * np.abs(plane))  # rotated by an angle that grows with the distance
     x[:, 0], x[:, 1] = plane.real, plane.imag  # (N,), (N,)
     return torch.from_numpy(x), torch.from_numpy(y), torch.from_numpy(truth)
 
@@ -99,7 +99,7 @@ def evaluate(model, x, y):
 def main(config: Config) -> dict[str, float]:
     rng = np.random.default_rng(config.seed)
     torch.manual_seed(config.seed)  # for what torch itself draws at random
-    torch.set_default_dtype(torch.float64)  # numpy's precision, so that the losses can be compared
+    torch.set_default_dtype(torch.float64)  # numpy's default: programs that should agree do so to many digits
     x, y, truth = make_data(config, rng)
     print(f"data: inputs {tuple(x.shape)}, shares of classes {np.bincount(y, minlength=config.num_classes) / len(y)}")
     # The loss of the truth is as low as it gets: on fresh samples no model does better on average.

@@ -93,8 +93,8 @@ def loss_fn(logits, y):
 def make_optimizer(config):
     """Return the optax optimizer of a --optimizer flag, with its schedule."""
     schedule = optax.cosine_decay_schedule(config.learning_rate, config.steps)
-    momentum = partial(optax.sgd, momentum=0.9)
-    return {"adam": optax.adam, "momentum": momentum, "sgd": optax.sgd}[config.optimizer](schedule)
+    optimizers = {"adam": optax.adam, "momentum": partial(optax.sgd, momentum=0.9), "sgd": optax.sgd}
+    return optimizers[config.optimizer](schedule)
 
 
 @partial(jax.jit, static_argnames="optimizer")

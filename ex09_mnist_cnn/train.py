@@ -85,14 +85,14 @@ def conv(x, w, stride):
     return jax.lax.conv_general_dilated(x, w, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-@jax.jit
-def forward(params, images, key=None, dropout=0.0):
+@partial(jax.jit, static_argnames="training")
+def forward(params, images, training=False, key=None, dropout=0.0):
     """Return the logits (B, K) for images (B, H, W)."""
     x = images[..., None]  # (B, H, W, 1)
     for layer in params[:-2]:
         x = jax.nn.relu(conv(x, layer["w"], stride=2) + layer["b"])  # (B, H, W, C), H and W halved, rounded up
     x = x.reshape(len(x), -1)  # (B, D)
-    if key is not None:  # in training
+    if training:
         x = x * jax.random.bernoulli(key, 1 - dropout, x.shape) / (1 - dropout)  # (B, D), of the same mean
     x = jax.nn.relu(x @ params[-2]["w"] + params[-2]["b"])  # (B, hidden)
     return x @ params[-1]["w"] + params[-1]["b"]  # (B, K)
@@ -106,14 +106,14 @@ def loss_fn(logits, y):
 def make_optimizer(config):
     """Return the optax optimizer of a --optimizer flag, with its schedule."""
     schedule = optax.cosine_decay_schedule(config.learning_rate, config.steps)
-    momentum = partial(optax.sgd, momentum=0.9)
-    return {"adam": optax.adam, "momentum": momentum, "sgd": optax.sgd}[config.optimizer](schedule)
+    optimizers = {"adam": optax.adam, "momentum": partial(optax.sgd, momentum=0.9), "sgd": optax.sgd}
+    return optimizers[config.optimizer](schedule)
 
 
 @partial(jax.jit, static_argnames="optimizer")
 def train_step(params, opt_state, x, y, optimizer, key, dropout):
     """Return the parameters and the optimizer's state after one update, and the loss () before it."""
-    loss, grads = jax.value_and_grad(lambda params: loss_fn(forward(params, x, key, dropout), y))(params)
+    loss, grads = jax.value_and_grad(lambda params: loss_fn(forward(params, x, True, key, dropout), y))(params)
     updates, opt_state = optimizer.update(grads, opt_state, params)
     return optax.apply_updates(params, updates), opt_state, loss
 

@@ -6,6 +6,8 @@ Writes gradients.png into out/, in half a minute on two CPU cores.
 """
 
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from common.plotting import CLASSES, save
@@ -44,11 +46,15 @@ def gradient_norms(params, images, y):
     goes back through one block at a time: jax.vjp returns what a block makes of x, and the function that takes the
     gradient with respect to that to the gradient with respect to x.
     """
-    x, _ = ex10.batch_norm(ex10.conv(images[..., None], params["stem"]["w"], stride=2), params["stem"], training=True)
+    batch_stats = ex10.init_batch_stats(params)
+    x, _ = ex10.conv_norm(images[..., None], params["stem"], batch_stats["stem"], stride=2, training=True)
     x, pullbacks = jax.nn.relu(x), []  # (B, H, W, C)
-    for block in params["blocks"]:
-        x, pullback, _ = jax.vjp(lambda x, block=block: ex10.residual_block(x, block, training=True), x, has_aux=True)
-        pullbacks.append(pullback)
+    for i, blocks in enumerate(params["stages"]):
+        for j, block in enumerate(blocks):
+            stats, stride = batch_stats["stages"][i][j], 2 if i > 0 and j == 0 else 1  # as in ex10.forward
+            apply = partial(ex10.residual_block, block=block, stats=stats, stride=stride, training=True)
+            x, pullback, _ = jax.vjp(apply, x, has_aux=True)
+            pullbacks.append(pullback)
     head = params["head"]
     grad = jax.grad(lambda x: ex10.loss_fn(x.mean((1, 2)) @ head["w"] + head["b"], y))(x)  # (B, H, W, C)
     norms = []
@@ -85,7 +91,7 @@ def main(config: Config) -> dict[str, np.ndarray]:
         rows = []
         for seed in range(config.seeds):
             params = ex10.init_params(jax.random.key(seed), ex10.Config(blocks=config.blocks, shortcuts=shortcuts))
-            for block in params["blocks"]:
+            for block in chain.from_iterable(params["stages"]):
                 block["conv2"]["scale"] = jnp.full_like(block["conv2"]["scale"], scale)
             rows.append(gradient_norms(params, x, y))
         norms[name] = np.array(rows)  # (seeds, blocks)

@@ -3,7 +3,7 @@
 Changes from ex09:
 - Residual blocks: two convolutions compute a correction, which is added to what came in. A block need only learn the
   correction, and the gradient has a way around it (He et al. 2015, 2016; --no-shortcuts takes it away).
-- Batch norm behind every convolution. Its running statistics travel in params, but no gradient reaches them.
+- Batch norm behind every convolution. Its running statistics, batch_stats, are no parameters: no gradient moves them.
 - Every block starts as its shortcut alone: the scale of its last batch norm is 0 at first (Goyal et al. 2017).
 - Global average pooling: the mean of each feature map goes to the logits, with no dense layer between.
 - train(config, seed, ...) is a function of its own: exercise 14 will call it for many seeds.
@@ -15,7 +15,6 @@ Changes from ex09:
 
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -70,25 +69,41 @@ def batches(rng, n, batch_size):
 
 
 def init_layer(key, shape, scale=1.0):
-    """Return a convolution's weight of this shape (k, k, C, C') and what its batch norm needs, each (C',)."""
+    """Return a convolution's weight of this shape (k, k, C, C'), and its batch norm's scale and bias (C',)."""
     w = jax.random.normal(key, shape) * np.sqrt(2 / np.prod(shape[:-1]))  # (k, k, C, C'), by He's rule (exercise 5)
-    zeros, ones = jnp.zeros(shape[-1]), jnp.ones(shape[-1])  # (C',), (C',)
-    return {"w": w, "scale": scale * ones, "bias": zeros, "mean": zeros, "var": ones}
+    return {"w": w, "scale": scale * jnp.ones(shape[-1]), "bias": jnp.zeros(shape[-1])}
 
 
 def init_params(key, config):
-    """Return the parameters of the stem, of every residual block, and of the head."""
-    widths = [config.channels * 2**stage for stage in range(config.stages) for _ in range(config.blocks)]
-    keys = iter(jax.random.split(key, 3 * len(widths) + 2))  # each is used once
+    """Return the parameters of the stem, of the residual blocks of every stage, and of the head."""
+    keys = iter(jax.random.split(key, 3 * config.stages * config.blocks + 2))  # each is used once
+    widths = [config.channels * 2**stage for stage in range(config.stages)]
     head = {"w": 0.01 * jax.random.normal(next(keys), (widths[-1], 10)), "b": jnp.zeros(10)}  # (C, K), (K,)
-    params = {"stem": init_layer(next(keys), (5, 5, 1, config.channels)), "blocks": [], "head": head}
-    for c_in, c_out in pairwise([config.channels, *widths]):
-        block = {"conv1": init_layer(next(keys), (3, 3, c_in, c_out))}
-        block["conv2"] = init_layer(next(keys), (3, 3, c_out, c_out), scale=0.0 if config.shortcuts else 1.0)
-        if config.shortcuts:  # {} is the identity, which needs the same channels on both sides
-            block["shortcut"] = init_layer(next(keys), (1, 1, c_in, c_out)) if c_in != c_out else {}
-        params["blocks"].append(block)
+    params = {"stem": init_layer(next(keys), (5, 5, 1, config.channels)), "stages": [], "head": head}
+    c_in = config.channels
+    for c_out in widths:
+        blocks = []
+        for _ in range(config.blocks):
+            block = {"conv1": init_layer(next(keys), (3, 3, c_in, c_out))}
+            block["conv2"] = init_layer(next(keys), (3, 3, c_out, c_out), scale=0.0 if config.shortcuts else 1.0)
+            if config.shortcuts:  # None is the identity, which needs the same channels on both sides
+                block["shortcut"] = init_layer(next(keys), (1, 1, c_in, c_out)) if c_in != c_out else None
+            blocks.append(block)
+            c_in = c_out
+        params["stages"].append(blocks)
     return params
+
+
+def init_batch_stats(params):
+    """Return the running mean (C',), 0 at first, and variance (C',), 1 at first, of every batch norm."""
+
+    def init_stats(layer):
+        return {"mean": jnp.zeros_like(layer["bias"]), "var": jnp.ones_like(layer["bias"])}
+
+    stages = []
+    for blocks in params["stages"]:
+        stages.append([{name: init_stats(layer) for name, layer in block.items() if layer} for block in blocks])
+    return {"stem": init_stats(params["stem"]), "stages": stages}
 
 
 def conv(x, w, stride):
@@ -96,43 +111,54 @@ def conv(x, w, stride):
     return jax.lax.conv_general_dilated(x, w, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-def batch_norm(x, layer, training):
-    """Return x (B, H, W, C), normalised in each channel, scaled and shifted, and the layer (Ioffe and Szegedy 2015).
+def batch_norm(x, layer, stats, training):
+    """Return x (B, H, W, C), normalised in each channel, scaled and shifted, and stats (Ioffe and Szegedy 2015).
 
-    In training by the mean and variance of this batch, towards which the layer's running ones move; otherwise by those.
+    In training by the mean and variance of this batch, towards which those in stats move; otherwise by those in stats.
     """
-    mean, var = layer["mean"], layer["var"]  # (C,), (C,)
+    mean, var = stats["mean"], stats["var"]  # (C,), (C,)
     if training:
-        mean, var, n = x.mean((0, 1, 2)), x.var((0, 1, 2)), max(x[..., 0].size, 2)  # (C,), (C,), B · H · W
-        moved = {"mean": 0.9 * layer["mean"] + 0.1 * mean, "var": 0.9 * layer["var"] + 0.1 * var * n / (n - 1)}
-        layer = layer | moved
-    return (x - mean) * (layer["scale"] * jax.lax.rsqrt(var + 1e-5)) + layer["bias"], layer  # (B, H, W, C)
+        mean = x.mean((0, 1, 2))  # (C,)
+        var = x.var((0, 1, 2))  # (C,)
+        n = x[..., 0].size  # B · H · W
+        unbiased = var * n / max(n - 1, 1)  # (C,), as torch keeps it
+        stats = {"mean": 0.9 * stats["mean"] + 0.1 * mean, "var": 0.9 * stats["var"] + 0.1 * unbiased}
+    return (x - mean) * (layer["scale"] * jax.lax.rsqrt(var + 1e-5)) + layer["bias"], stats  # (B, H, W, C)
 
 
-def residual_block(x, block, training):
-    """Return relu(x + f(x)) (B, H', W', C') of x (B, H, W, C), where f is two convolutions, and the block."""
-    block = dict(block)
-    stride = block["conv1"]["w"].shape[3] // x.shape[3]  # where the channels double, height and width are halved
-    h, block["conv1"] = batch_norm(conv(x, block["conv1"]["w"], stride), block["conv1"], training)  # (B, H', W', C')
-    h, block["conv2"] = batch_norm(conv(jax.nn.relu(h), block["conv2"]["w"], stride=1), block["conv2"], training)
-    if block.get("shortcut"):
-        x, block["shortcut"] = batch_norm(conv(x, block["shortcut"]["w"], stride), block["shortcut"], training)
-    return jax.nn.relu((x + h) if "shortcut" in block else h), block  # a shortcut of {} adds x as it is
+def conv_norm(x, layer, stats, stride, training):
+    """Return what a convolution and its batch norm make of x (B, H, W, C), (B, H', W', C'), and stats."""
+    return batch_norm(conv(x, layer["w"], stride), layer, stats, training)
 
 
-@jax.jit
-def forward(params, images, key=None, dropout=0.0):
-    """Return the logits (B, K) for images (B, H, W), and the parameters, whose running statistics training moves on."""
+def residual_block(x, block, stats, stride, training):
+    """Return relu(x + f(x)) (B, H', W', C') of x (B, H, W, C), where f is two convolutions, and stats."""
+    stats = dict(stats)
+    h, stats["conv1"] = conv_norm(x, block["conv1"], stats["conv1"], stride, training)  # (B, H', W', C')
+    h, stats["conv2"] = conv_norm(jax.nn.relu(h), block["conv2"], stats["conv2"], 1, training)  # (B, H', W', C')
+    if "shortcut" not in block:
+        return jax.nn.relu(h), stats
+    if block["shortcut"] is not None:
+        x, stats["shortcut"] = conv_norm(x, block["shortcut"], stats["shortcut"], stride, training)  # (B, H', W', C')
+    return jax.nn.relu(x + h), stats
+
+
+@partial(jax.jit, static_argnames="training")
+def forward(params, batch_stats, images, training=False, key=None, dropout=0.0):
+    """Return the logits (B, K) for images (B, H, W), and batch_stats, which training moves on."""
     x = images[..., None]  # (B, H, W, 1)
-    x, stem = batch_norm(conv(x, params["stem"]["w"], stride=2), params["stem"], key is not None)  # (B, H, W, C)
-    x, blocks = jax.nn.relu(x), []
-    for block in params["blocks"]:
-        x, block = residual_block(x, block, key is not None)  # (B, H, W, C)
-        blocks.append(block)
+    x, stem = conv_norm(x, params["stem"], batch_stats["stem"], 2, training)  # (B, H, W, C)
+    x, stages = jax.nn.relu(x), []
+    for i, blocks in enumerate(params["stages"]):
+        stages.append([])
+        for j, block in enumerate(blocks):
+            stride = 2 if i > 0 and j == 0 else 1  # every stage but the first begins by halving height and width
+            x, stats = residual_block(x, block, batch_stats["stages"][i][j], stride, training)  # (B, H, W, C)
+            stages[i].append(stats)
     x = x.mean((1, 2))  # (B, D): global average pooling, the mean of each feature map
-    if key is not None:  # in training
+    if training:
         x = x * jax.random.bernoulli(key, 1 - dropout, x.shape) / (1 - dropout)  # (B, D), of the same mean
-    return x @ params["head"]["w"] + params["head"]["b"], params | {"stem": stem, "blocks": blocks}
+    return x @ params["head"]["w"] + params["head"]["b"], {"stem": stem, "stages": stages}
 
 
 def loss_fn(logits, y):
@@ -143,47 +169,48 @@ def loss_fn(logits, y):
 def make_optimizer(config):
     """Return the optax optimizer of a --optimizer flag, with its schedule."""
     schedule = optax.cosine_decay_schedule(config.learning_rate, config.steps)
-    momentum = partial(optax.sgd, momentum=0.9)
-    return {"adam": optax.adam, "momentum": momentum, "sgd": optax.sgd}[config.optimizer](schedule)
+    optimizers = {"adam": optax.adam, "momentum": partial(optax.sgd, momentum=0.9), "sgd": optax.sgd}
+    return optimizers[config.optimizer](schedule)
 
 
 @partial(jax.jit, static_argnames="optimizer")
-def train_step(params, opt_state, x, y, optimizer, key, dropout):
-    """Return the parameters and the optimizer's state after one update, and the loss () before it."""
+def train_step(params, batch_stats, opt_state, x, y, optimizer, key, dropout):
+    """Return params, batch_stats and the optimizer's state after one update, and the loss () before it."""
 
-    def loss_and_params(params):
-        logits, params = forward(params, x, key, dropout)  # (B, K)
-        return loss_fn(logits, y), params
+    def loss_and_stats(params):
+        logits, stats = forward(params, batch_stats, x, True, key, dropout)  # (B, K)
+        return loss_fn(logits, y), stats
 
-    (loss, moved), grads = jax.value_and_grad(loss_and_params, has_aux=True)(params)
+    (loss, stats), grads = jax.value_and_grad(loss_and_stats, has_aux=True)(params)
     updates, opt_state = optimizer.update(grads, opt_state, params)
-    return optax.apply_updates(moved, updates), opt_state, loss
+    return optax.apply_updates(params, updates), stats, opt_state, loss
 
 
-def evaluate(params, x, y):
+def evaluate(params, batch_stats, x, y):
     """Return the metrics of the model on the samples x, y, by name."""
-    logits, _ = forward(params, x)  # (N, K)
+    logits, _ = forward(params, batch_stats, x)  # (N, K)
     assert logits.shape[:-1] == y.shape  # y of shape (N, 1) would broadcast in the accuracy, without an error
     return {"loss": loss_fn(logits, y).item(), "accuracy": (logits.argmax(1) == y).sum().item() / len(y)}
 
 
 def train(config, seed, run, x, y, x_test, y_test):
-    """Train a new model; return its parameters and what was measured of it on the test set at the end."""
+    """Train a new model; return its parameters and running statistics, and its metrics on the test set at the end."""
     rng = np.random.default_rng(seed)
     minibatches = ((x[index], y[index]) for index in batches(rng, len(x), config.batch_size))
     params_key, dropout_key = jax.random.split(jax.random.key(seed))
     params = init_params(params_key, config)
+    batch_stats = init_batch_stats(params)
     optimizer = make_optimizer(config)
-    opt_state = optimizer.init(params)
+    state = params, batch_stats, optimizer.init(params)
     for step, (x_batch, y_batch) in zip(run.steps(config.steps), minibatches):  # (B, H, W), (B,)
         if step % config.eval_every == 0:
-            run.record(step, "test", **evaluate(params, x_test, y_test))
+            run.record(step, "test", **evaluate(*state[:2], x_test, y_test))
         key = jax.random.fold_in(dropout_key, step)  # other features are dropped at every step
-        params, opt_state, loss = train_step(params, opt_state, x_batch, y_batch, optimizer, key, config.dropout)
+        *state, loss = train_step(*state, x_batch, y_batch, optimizer, key, config.dropout)
         run.record(step, "train", loss=loss.item())
-    test = evaluate(params, x_test, y_test)
+    test = evaluate(*state[:2], x_test, y_test)
     run.record(step + 1, "test", **test)
-    return params, test
+    return state[:2], test
 
 
 def main(config: Config) -> dict[str, float]:

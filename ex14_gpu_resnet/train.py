@@ -17,7 +17,7 @@ Changes from ex10:
 import time
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice, pairwise
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -118,25 +118,41 @@ def normalise(images, dtype=jnp.float32):
 
 
 def init_layer(key, shape, scale=1.0):
-    """Return a convolution's weight of this shape (k, k, C, C') and what its batch norm needs, each (C',)."""
+    """Return a convolution's weight of this shape (k, k, C, C'), and its batch norm's scale and bias (C',)."""
     w = jax.random.normal(key, shape) * np.sqrt(2 / np.prod(shape[:-1]))  # (k, k, C, C'), by He's rule (exercise 5)
-    zeros, ones = jnp.zeros(shape[-1]), jnp.ones(shape[-1])  # (C',), (C',)
-    return {"w": w, "scale": scale * ones, "bias": zeros, "mean": zeros.copy(), "var": ones}
+    return {"w": w, "scale": scale * jnp.ones(shape[-1]), "bias": jnp.zeros(shape[-1])}
 
 
 def init_params(key, config):
-    """Return the parameters of the stem, of every residual block, and of the head."""
-    widths = [config.channels * 2**stage for stage in range(config.stages) for _ in range(config.blocks)]
-    keys = iter(jax.random.split(key, 3 * len(widths) + 2))  # each is used once
+    """Return the parameters of the stem, of the residual blocks of every stage, and of the head."""
+    keys = iter(jax.random.split(key, 3 * config.stages * config.blocks + 2))  # each is used once
+    widths = [config.channels * 2**stage for stage in range(config.stages)]
     head = {"w": 0.01 * jax.random.normal(next(keys), (widths[-1], 10)), "b": jnp.zeros(10)}  # (C, K), (K,)
-    params = {"stem": init_layer(next(keys), (5, 5, 1, config.channels)), "blocks": [], "head": head}
-    for c_in, c_out in pairwise([config.channels, *widths]):
-        block = {"conv1": init_layer(next(keys), (3, 3, c_in, c_out))}
-        block["conv2"] = init_layer(next(keys), (3, 3, c_out, c_out), scale=0.0 if config.shortcuts else 1.0)
-        if config.shortcuts:  # {} is the identity, which needs the same channels on both sides
-            block["shortcut"] = init_layer(next(keys), (1, 1, c_in, c_out)) if c_in != c_out else {}
-        params["blocks"].append(block)
+    params = {"stem": init_layer(next(keys), (5, 5, 1, config.channels)), "stages": [], "head": head}
+    c_in = config.channels
+    for c_out in widths:
+        blocks = []
+        for _ in range(config.blocks):
+            block = {"conv1": init_layer(next(keys), (3, 3, c_in, c_out))}
+            block["conv2"] = init_layer(next(keys), (3, 3, c_out, c_out), scale=0.0 if config.shortcuts else 1.0)
+            if config.shortcuts:  # None is the identity, which needs the same channels on both sides
+                block["shortcut"] = init_layer(next(keys), (1, 1, c_in, c_out)) if c_in != c_out else None
+            blocks.append(block)
+            c_in = c_out
+        params["stages"].append(blocks)
     return params
+
+
+def init_batch_stats(params):
+    """Return the running mean (C',), 0 at first, and variance (C',), 1 at first, of every batch norm."""
+
+    def init_stats(layer):
+        return {"mean": jnp.zeros_like(layer["bias"]), "var": jnp.ones_like(layer["bias"])}
+
+    stages = []
+    for blocks in params["stages"]:
+        stages.append([{name: init_stats(layer) for name, layer in block.items() if layer} for block in blocks])
+    return {"stem": init_stats(params["stem"]), "stages": stages}
 
 
 def conv(x, w, stride):
@@ -145,44 +161,55 @@ def conv(x, w, stride):
     return jax.lax.conv_general_dilated(x, w, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-def batch_norm(x, layer, training):
-    """Return x (B, H, W, C), normalised in each channel, scaled and shifted, and the layer (Ioffe and Szegedy 2015).
+def batch_norm(x, layer, stats, training):
+    """Return x (B, H, W, C), normalised in each channel, scaled and shifted, and stats (Ioffe and Szegedy 2015).
 
-    In training by the mean and variance of this batch, towards which the layer's running ones move; otherwise by those.
+    In training by the mean and variance of this batch, towards which those in stats move; otherwise by those in stats.
     """
-    mean, var = layer["mean"], layer["var"]  # (C,), (C,)
+    mean, var = stats["mean"], stats["var"]  # (C,), (C,)
     if training:
-        mean, var, n = x.mean((0, 1, 2), jnp.float32), x.var((0, 1, 2), jnp.float32), max(x[..., 0].size, 2)
-        moved = {"mean": 0.9 * layer["mean"] + 0.1 * mean, "var": 0.9 * layer["var"] + 0.1 * var * n / (n - 1)}
-        layer = layer | moved
+        mean = x.mean((0, 1, 2), jnp.float32)  # (C,)
+        var = x.var((0, 1, 2), jnp.float32)  # (C,)
+        n = x[..., 0].size  # B · H · W
+        unbiased = var * n / max(n - 1, 1)  # (C,), as torch keeps it
+        stats = {"mean": 0.9 * stats["mean"] + 0.1 * mean, "var": 0.9 * stats["var"] + 0.1 * unbiased}
     normed = (x - mean) * (layer["scale"] * jax.lax.rsqrt(var + 1e-5)) + layer["bias"]  # (B, H, W, C) of float32
-    return normed.astype(x.dtype), layer
+    return normed.astype(x.dtype), stats
 
 
-def residual_block(x, block, training):
-    """Return relu(x + f(x)) (B, H', W', C') of x (B, H, W, C), where f is two convolutions, and the block."""
-    block = dict(block)
-    stride = block["conv1"]["w"].shape[3] // x.shape[3]  # where the channels double, height and width are halved
-    h, block["conv1"] = batch_norm(conv(x, block["conv1"]["w"], stride), block["conv1"], training)  # (B, H', W', C')
-    h, block["conv2"] = batch_norm(conv(jax.nn.relu(h), block["conv2"]["w"], stride=1), block["conv2"], training)
-    if block.get("shortcut"):
-        x, block["shortcut"] = batch_norm(conv(x, block["shortcut"]["w"], stride), block["shortcut"], training)
-    return jax.nn.relu((x + h) if "shortcut" in block else h), block  # a shortcut of {} adds x as it is
+def conv_norm(x, layer, stats, stride, training):
+    """Return what a convolution and its batch norm make of x (B, H, W, C), (B, H', W', C'), and stats."""
+    return batch_norm(conv(x, layer["w"], stride), layer, stats, training)
 
 
-@jax.jit
-def forward(params, images, key=None, dropout=0.0):
-    """Return the logits (B, K) for images (B, H, W), and the parameters, whose running statistics training moves on."""
+def residual_block(x, block, stats, stride, training):
+    """Return relu(x + f(x)) (B, H', W', C') of x (B, H, W, C), where f is two convolutions, and stats."""
+    stats = dict(stats)
+    h, stats["conv1"] = conv_norm(x, block["conv1"], stats["conv1"], stride, training)  # (B, H', W', C')
+    h, stats["conv2"] = conv_norm(jax.nn.relu(h), block["conv2"], stats["conv2"], 1, training)  # (B, H', W', C')
+    if "shortcut" not in block:
+        return jax.nn.relu(h), stats
+    if block["shortcut"] is not None:
+        x, stats["shortcut"] = conv_norm(x, block["shortcut"], stats["shortcut"], stride, training)  # (B, H', W', C')
+    return jax.nn.relu(x + h), stats
+
+
+@partial(jax.jit, static_argnames="training")
+def forward(params, batch_stats, images, training=False, key=None, dropout=0.0):
+    """Return the logits (B, K) for images (B, H, W), and batch_stats, which training moves on."""
     x = images[..., None]  # (B, H, W, 1)
-    x, stem = batch_norm(conv(x, params["stem"]["w"], stride=2), params["stem"], key is not None)  # (B, H, W, C)
-    x, blocks = jax.nn.relu(x), []
-    for block in params["blocks"]:
-        x, block = residual_block(x, block, key is not None)  # (B, H, W, C)
-        blocks.append(block)
+    x, stem = conv_norm(x, params["stem"], batch_stats["stem"], 2, training)  # (B, H, W, C)
+    x, stages = jax.nn.relu(x), []
+    for i, blocks in enumerate(params["stages"]):
+        stages.append([])
+        for j, block in enumerate(blocks):
+            stride = 2 if i > 0 and j == 0 else 1  # every stage but the first begins by halving height and width
+            x, stats = residual_block(x, block, batch_stats["stages"][i][j], stride, training)  # (B, H, W, C)
+            stages[i].append(stats)
     x = x.mean((1, 2), jnp.float32)  # (B, D): global average pooling, the mean of each feature map
-    if key is not None:  # in training
+    if training:
         x = x * jax.random.bernoulli(key, 1 - dropout, x.shape) / (1 - dropout)  # (B, D), of the same mean
-    return x @ params["head"]["w"] + params["head"]["b"], params | {"stem": stem, "blocks": blocks}
+    return x @ params["head"]["w"] + params["head"]["b"], {"stem": stem, "stages": stages}
 
 
 def loss_fn(logits, y):
@@ -193,25 +220,25 @@ def loss_fn(logits, y):
 def make_optimizer(config):
     """Return the optax optimizer of a --optimizer flag, with its schedule."""
     schedule = optax.cosine_decay_schedule(config.learning_rate, config.steps)
-    momentum = partial(optax.sgd, momentum=0.9)
-    return {"adam": optax.adam, "momentum": momentum, "sgd": optax.sgd}[config.optimizer](schedule)
+    optimizers = {"adam": optax.adam, "momentum": partial(optax.sgd, momentum=0.9), "sgd": optax.sgd}
+    return optimizers[config.optimizer](schedule)
 
 
 @partial(jax.jit, static_argnames="optimizer")
-def train_step(params, opt_state, x, y, optimizer, key, dropout):
-    """Return the parameters and the optimizer's state after one update, and the loss () before it."""
+def train_step(params, batch_stats, opt_state, x, y, optimizer, key, dropout):
+    """Return params, batch_stats and the optimizer's state after one update, and the loss () before it."""
 
-    def loss_and_params(params):
-        logits, params = forward(params, x, key, dropout)  # (B, K)
-        return loss_fn(logits, y), params
+    def loss_and_stats(params):
+        logits, stats = forward(params, batch_stats, x, True, key, dropout)  # (B, K)
+        return loss_fn(logits, y), stats
 
-    (loss, moved), grads = jax.value_and_grad(loss_and_params, has_aux=True)(params)
+    (loss, stats), grads = jax.value_and_grad(loss_and_stats, has_aux=True)(params)
     updates, opt_state = optimizer.update(grads, opt_state, params)
-    return optax.apply_updates(moved, updates), opt_state, loss
+    return optax.apply_updates(params, updates), stats, opt_state, loss
 
 
-def train_steps(config, optimizer, params, opt_state, x, y, index, first, key):
-    """Return the parameters and the optimizer's state after n updates, and the losses (n,) before each.
+def train_steps(config, optimizer, params, batch_stats, opt_state, x, y, index, first, key):
+    """Return params, batch_stats and the optimizer's state after n updates, and the losses (n,) before each.
 
     Step first + i takes the images index[i] (B,) from the training set x (N, H, W), y (N,); its noise comes from `key`.
     """
@@ -223,26 +250,28 @@ def train_steps(config, optimizer, params, opt_state, x, y, index, first, key):
         *state, loss = train_step(*state, images, y[index], optimizer, dropout_key, config.dropout)
         return tuple(state), loss
 
+    state = params, batch_stats, opt_state
     if len(index) == 1:  # without a loop, in which the gradients of convolutions are 20 times slower on a CPU
-        (params, opt_state), loss = one_step((params, opt_state), (first, index[0]))
-        return params, opt_state, loss[None]
+        state, loss = one_step(state, (first, index[0]))
+        return *state, loss[None]
     steps = first + jnp.arange(len(index))  # (n,)
-    (params, opt_state), losses = jax.lax.scan(one_step, (params, opt_state), (steps, index))
-    return params, opt_state, losses
+    state, losses = jax.lax.scan(one_step, state, (steps, index))
+    return *state, losses
 
 
 def compile_steps(config, x, y):
-    """Return train_steps as a compiled program, which writes the new params and opt_state over those it is given."""
+    """Return train_steps as a compiled program, which writes the new state over the one that it is given."""
     optimizer = make_optimizer(config)
     params = init_params(jax.random.key(0), config)
+    state = params, init_batch_stats(params), optimizer.init(params)
     index = np.zeros((config.steps_per_call, config.batch_size), int)  # (n, B)
-    program = jax.jit(partial(train_steps, config, optimizer), donate_argnums=(0, 1))
-    return program.lower(params, optimizer.init(params), x, y, index, 0, jax.random.key(0)).compile()
+    program = jax.jit(partial(train_steps, config, optimizer), donate_argnums=(0, 1, 2))
+    return program.lower(*state, x, y, index, 0, jax.random.key(0)).compile()
 
 
-def evaluate(params, x, y):
+def evaluate(params, batch_stats, x, y):
     """Return the metrics of the model on the samples x, y, by name."""
-    logits, _ = forward(params, normalise(x))  # (N, K)
+    logits, _ = forward(params, batch_stats, normalise(x))  # (N, K)
     assert logits.shape[:-1] == y.shape  # y of shape (N, 1) would broadcast in the accuracy, without an error
     return {"loss": loss_fn(logits, y).item(), "accuracy": (logits.argmax(1) == y).sum().item() / len(y)}
 
@@ -254,30 +283,33 @@ def record_losses(run, step, losses):
 
 
 def train(config, seed, run, program, x, y, x_test, y_test):
-    """Train a new model; return its parameters, what was measured of it on the test set at the end, and the seconds."""
+    """Train a new model; return its parameters and running statistics, its metrics at the end, and the seconds."""
     rng = np.random.default_rng(seed)
     minibatches = batches(rng, len(x), config.batch_size)  # yields index arrays (B,)
     params_key, step_key = jax.random.split(jax.random.key(seed))
     params = init_params(params_key, config)
+    batch_stats = init_batch_stats(params)
     optimizer = make_optimizer(config)
-    opt_state = optimizer.init(params)
-    losses, seconds, start = np.empty(0), 0.0, time.perf_counter()
+    state = params, batch_stats, optimizer.init(params)
+    losses, seconds = np.empty(0), 0.0
+    start = time.perf_counter()
     for step in islice(run.steps(config.steps), 0, None, config.steps_per_call):
         if step % config.eval_every < config.steps_per_call:  # evaluation time is not counted
             record_losses(run, step, losses)
-            losses, seconds = np.empty(0), seconds + time.perf_counter() - start
-            run.record(step, "test", **evaluate(params, x_test, y_test))
+            losses = np.empty(0)
+            seconds += time.perf_counter() - start
+            run.record(step, "test", **evaluate(*state[:2], x_test, y_test))
             start = time.perf_counter()
         index = np.stack(list(islice(minibatches, config.steps_per_call)))  # (n, B)
-        params, opt_state, new_losses = program(params, opt_state, x, y, index, step, step_key)  # returns at once
+        *state, new_losses = program(*state, x, y, index, step, step_key)  # returns at once
         record_losses(run, step, losses)  # of the previous call, while the device works on this one
         losses = new_losses  # (n,)
-    jax.block_until_ready(params)
+    jax.block_until_ready(state)
     seconds += time.perf_counter() - start
     record_losses(run, config.steps, losses)
-    test = evaluate(params, x_test, y_test)
+    test = evaluate(*state[:2], x_test, y_test)
     run.record(config.steps, "test", **test)
-    return params, test, seconds
+    return state[:2], test, seconds
 
 
 def main(config: Config) -> dict[str, float]:

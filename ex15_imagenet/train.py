@@ -17,9 +17,9 @@ Imagenette, which it downloads by default, has ten times as many; neither that n
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice, pairwise
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -53,9 +53,10 @@ class Config:
     ema: float = 0.0  # decay of an exponential moving average (EMA) of the parameters, used in evaluation; 0: none
     precision: Literal["float32", "bfloat16"] = "float32"  # number format of the convolutions
     batch_size: int = 128  # batch size: images per step, B
-    steps: int = 800  # training steps
+    epochs: float | None = None  # epochs to train, a fraction allowed: with them the other flags fit any batch size
+    steps: int | None = None  # training steps, instead of --epochs
     learning_rate: float = 0.1  # peak learning rate, after a linear warm-up; it decays to 0 along a half cosine
-    eval_every: int = 100  # steps between two evaluations on the validation set, each with a checkpoint
+    eval_every: int | None = None  # steps between validations, each with a checkpoint; None: an epoch, at most 20
     resume: bool = False  # continue from the checkpoint in --out; flags that you do not give are the checkpoint's
     overwrite: bool = False  # replace the checkpoints in --out even if they took more than ten minutes
     seed: int = 0  # random seed
@@ -66,18 +67,21 @@ class Config:
     def __post_init__(self):
         check_config(self, area=(0.01, 1), dropout=(0, 0.99), smoothing=(0, 1), weight_decay=0, ema=(0, 1), workers=0)
         if self.dry_run:
-            self.steps = min(self.steps, DRY_RUN_STEPS)
+            self.steps = min(self.steps or DRY_RUN_STEPS, DRY_RUN_STEPS)
 
 
 def preset(flags):
     """Return the defaults of all flags: those of the checkpoint to resume, or those above, or on a GPU ResNet-50's."""
+    if flags.epochs and flags.steps and not flags.dry_run:
+        raise UserError("--epochs and --steps both say how long to train: give one of them")
     if flags.resume:
-        return checkpoint.load_flags(Config, flags.out / "checkpoint.npz")
+        config = checkpoint.load_flags(Config, flags.out / "checkpoint.npz")
+        return replace(config, steps=None, eval_every=None) if flags.epochs else config
     if jax_device(flags.device).platform == "cpu":
-        return Config()
-    sizes = {"size": 224, "train_size": 224, "area": 0.08, "steps": 16 * 5004, "eval_every": 5004}  # 16 epochs
+        return Config(epochs=11)
+    sizes = {"size": 224, "train_size": 224, "area": 0.08, "epochs": 16}
     if flags.data == Config.data and not flags.dummy_data:  # Imagenette's short sides have 160 pixels
-        sizes = {"size": 160, "train_size": 128, "steps": 80 * 36, "eval_every": 5 * 36}  # 80 epochs
+        sizes = {"size": 160, "train_size": 128, "epochs": 80}
     recipe = {"smoothing": 0.1, "weight_decay": 1e-4, "precision": "bfloat16"}
     return Config(flags.data, workers=16, depth=50, channels=64, batch_size=256, **sizes, **recipe)
 
@@ -104,29 +108,46 @@ def normalise(images, dtype=jnp.float32):
 
 
 def init_layer(key, shape, scale=1.0):
-    """Return a convolution's weight of this shape (k, k, C, C') and what its batch norm needs, each (C',)."""
+    """Return a convolution's weight of this shape (k, k, C, C'), and its batch norm's scale and bias (C',)."""
     w = jax.random.normal(key, shape) * np.sqrt(2 / np.prod(shape[:-1]))  # (k, k, C, C'), by He's rule (exercise 5)
-    zeros, ones = jnp.zeros(shape[-1]), jnp.ones(shape[-1])  # (C',), (C',)
-    return {"w": w, "scale": scale * ones, "bias": zeros, "mean": zeros.copy(), "var": ones}
+    return {"w": w, "scale": scale * jnp.ones(shape[-1]), "bias": jnp.zeros(shape[-1])}
 
 
 def init_params(key, config, classes):
-    """Return the parameters of the stem, of every residual block, and of the head."""
+    """Return the parameters of the stem, of the residual blocks of every stage, and of the head."""
     expansion = 4 if config.depth == 50 else 1  # in a bottleneck the 3 × 3 filters see a quarter of the channels
-    blocks = (2, 2, 2, 2) if config.depth == 18 else (3, 4, 6, 3)  # of each stage (He et al. 2015, table 1)
-    widths = [expansion * config.channels * 2**stage for stage in range(4) for _ in range(blocks[stage])]
-    keys = iter(jax.random.split(key, 4 * len(widths) + 2))  # each is used once
+    k = 1 if config.depth == 50 else 3  # side of the last filters of a block
+    numbers = (2, 2, 2, 2) if config.depth == 18 else (3, 4, 6, 3)  # blocks of each stage (He et al. 2015, table 1)
+    keys = iter(jax.random.split(key, 4 * sum(numbers) + 2))  # each is used once
+    widths = [expansion * config.channels * 2**stage for stage in range(4)]
     head = {"w": 0.01 * jax.random.normal(next(keys), (widths[-1], classes)), "b": jnp.zeros(classes)}  # (C, K), (K,)
-    params = {"stem": init_layer(next(keys), (7, 7, 3, config.channels)), "blocks": [], "head": head}
-    for c_in, c_out in pairwise([config.channels, *widths]):
-        c, k = c_out // expansion, 3 if expansion == 1 else 1
-        block = {"conv0": init_layer(next(keys), (1, 1, c_in, c))} if expansion > 1 else {}
-        block["conv1"] = init_layer(next(keys), (3, 3, c_in if expansion == 1 else c, c))
-        block["conv2"] = init_layer(next(keys), (k, k, c, c_out), scale=0.0 if config.shortcuts else 1.0)
-        if config.shortcuts:  # {} is the identity, which needs the same channels on both sides
-            block["shortcut"] = init_layer(next(keys), (1, 1, c_in, c_out)) if c_in != c_out else {}
-        params["blocks"].append(block)
+    params = {"stem": init_layer(next(keys), (7, 7, 3, config.channels)), "stages": [], "head": head}
+    c_in = config.channels
+    for c_out, number in zip(widths, numbers):
+        c = c_out // expansion
+        blocks = []
+        for _ in range(number):
+            block = {"conv0": init_layer(next(keys), (1, 1, c_in, c))} if expansion > 1 else {}
+            block["conv1"] = init_layer(next(keys), (3, 3, c_in if expansion == 1 else c, c))
+            block["conv2"] = init_layer(next(keys), (k, k, c, c_out), scale=0.0 if config.shortcuts else 1.0)
+            if config.shortcuts:  # None is the identity, which needs the same channels on both sides
+                block["shortcut"] = init_layer(next(keys), (1, 1, c_in, c_out)) if c_in != c_out else None
+            blocks.append(block)
+            c_in = c_out
+        params["stages"].append(blocks)
     return params
+
+
+def init_batch_stats(params):
+    """Return the running mean (C',), 0 at first, and variance (C',), 1 at first, of every batch norm."""
+
+    def init_stats(layer):
+        return {"mean": jnp.zeros_like(layer["bias"]), "var": jnp.ones_like(layer["bias"])}
+
+    stages = []
+    for blocks in params["stages"]:
+        stages.append([{name: init_stats(layer) for name, layer in block.items() if layer} for block in blocks])
+    return {"stem": init_stats(params["stem"]), "stages": stages}
 
 
 def conv(x, w, stride):
@@ -136,50 +157,61 @@ def conv(x, w, stride):
     return jax.lax.conv_general_dilated(x, w, (stride, stride), pads, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-def batch_norm(x, layer, training):
-    """Return x (B, H, W, C), normalised in each channel, scaled and shifted, and the layer (Ioffe and Szegedy 2015).
+def batch_norm(x, layer, stats, training):
+    """Return x (B, H, W, C), normalised in each channel, scaled and shifted, and stats (Ioffe and Szegedy 2015).
 
-    In training by the mean and variance of this batch, towards which the layer's running ones move; otherwise by those.
+    In training by the mean and variance of this batch, towards which those in stats move; otherwise by those in stats.
     """
-    mean, var = layer["mean"], layer["var"]  # (C,), (C,)
+    mean, var = stats["mean"], stats["var"]  # (C,), (C,)
     if training:
-        mean, var, n = x.mean((0, 1, 2), jnp.float32), x.var((0, 1, 2), jnp.float32), max(x[..., 0].size, 2)
-        moved = {"mean": 0.9 * layer["mean"] + 0.1 * mean, "var": 0.9 * layer["var"] + 0.1 * var * n / (n - 1)}
-        layer = layer | moved
+        mean = x.mean((0, 1, 2), jnp.float32)  # (C,)
+        var = x.var((0, 1, 2), jnp.float32)  # (C,)
+        n = x[..., 0].size  # B · H · W
+        unbiased = var * n / max(n - 1, 1)  # (C,), as torch keeps it
+        stats = {"mean": 0.9 * stats["mean"] + 0.1 * mean, "var": 0.9 * stats["var"] + 0.1 * unbiased}
     normed = (x - mean) * (layer["scale"] * jax.lax.rsqrt(var + 1e-5)) + layer["bias"]  # (B, H, W, C) of float32
-    return normed.astype(x.dtype), layer
+    return normed.astype(x.dtype), stats
 
 
-def residual_block(x, block, training):
-    """Return relu(x + f(x)) (B, H', W', C') of x (B, H, W, C), where f is two or three convolutions, and the block."""
-    block = dict(block)
-    stride = 2 if block["conv2"]["w"].shape[3] == 2 * x.shape[3] else 1  # twice the channels, half the height and width
+def conv_norm(x, layer, stats, stride, training):
+    """Return what a convolution and its batch norm make of x (B, H, W, C), (B, H', W', C'), and stats."""
+    return batch_norm(conv(x, layer["w"], stride), layer, stats, training)
+
+
+def residual_block(x, block, stats, stride, training):
+    """Return relu(x + f(x)) (B, H', W', C') of x (B, H, W, C), where f is two or three convolutions, and stats."""
+    stats = dict(stats)
     h = x
     if "conv0" in block:  # a bottleneck
-        h, block["conv0"] = batch_norm(conv(h, block["conv0"]["w"], stride=1), block["conv0"], training)
+        h, stats["conv0"] = conv_norm(x, block["conv0"], stats["conv0"], 1, training)  # (B, H, W, C' / 4)
         h = jax.nn.relu(h)
-    h, block["conv1"] = batch_norm(conv(h, block["conv1"]["w"], stride), block["conv1"], training)
-    h, block["conv2"] = batch_norm(conv(jax.nn.relu(h), block["conv2"]["w"], stride=1), block["conv2"], training)
-    if block.get("shortcut"):
-        x, block["shortcut"] = batch_norm(conv(x, block["shortcut"]["w"], stride), block["shortcut"], training)
-    return jax.nn.relu((x + h) if "shortcut" in block else h), block  # a shortcut of {} adds x as it is
+    h, stats["conv1"] = conv_norm(h, block["conv1"], stats["conv1"], stride, training)  # (B, H', W', C')
+    h, stats["conv2"] = conv_norm(jax.nn.relu(h), block["conv2"], stats["conv2"], 1, training)  # (B, H', W', C')
+    if "shortcut" not in block:
+        return jax.nn.relu(h), stats
+    if block["shortcut"] is not None:
+        x, stats["shortcut"] = conv_norm(x, block["shortcut"], stats["shortcut"], stride, training)  # (B, H', W', C')
+    return jax.nn.relu(x + h), stats
 
 
-@jax.jit
-def forward(params, images, key=None, dropout=0.0):
-    """Return the logits (B, K) for images (B, H, W, 3), and the parameters, whose running statistics training moves."""
+@partial(jax.jit, static_argnames="training")
+def forward(params, batch_stats, images, training=False, key=None, dropout=0.0):
+    """Return the logits (B, K) for images (B, H, W, 3), and batch_stats, which training moves on."""
     x = images  # (B, H, W, 3)
-    x, stem = batch_norm(conv(x, params["stem"]["w"], stride=2), params["stem"], key is not None)  # (B, H, W, C)
-    x, blocks = jax.nn.relu(x), []
+    x, stem = conv_norm(x, params["stem"], batch_stats["stem"], 2, training)  # (B, H, W, C)
+    x, stages = jax.nn.relu(x), []
     # 3 × 3 max pooling with stride 2: (B, H, W, C), H and W halved
     x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0)))
-    for block in params["blocks"]:
-        x, block = residual_block(x, block, key is not None)  # (B, H, W, C)
-        blocks.append(block)
+    for i, blocks in enumerate(params["stages"]):
+        stages.append([])
+        for j, block in enumerate(blocks):
+            stride = 2 if i > 0 and j == 0 else 1  # every stage but the first begins by halving height and width
+            x, stats = residual_block(x, block, batch_stats["stages"][i][j], stride, training)  # (B, H, W, C)
+            stages[i].append(stats)
     x = x.mean((1, 2), jnp.float32)  # (B, D): global average pooling, the mean of each feature map
-    if key is not None:  # in training
+    if training:
         x = x * jax.random.bernoulli(key, 1 - dropout, x.shape) / (1 - dropout)  # (B, D), of the same mean
-    return x @ params["head"]["w"] + params["head"]["b"], params | {"stem": stem, "blocks": blocks}
+    return x @ params["head"]["w"] + params["head"]["b"], {"stem": stem, "stages": stages}
 
 
 def loss_fn(logits, y):
@@ -190,38 +222,45 @@ def loss_fn(logits, y):
 def make_optimizer(config):
     """Return SGD with Nesterov's momentum and a schedule; weight decay on the weights w only."""
     schedule = optax.warmup_cosine_decay_schedule(0.001, config.learning_rate, config.steps // 18, config.steps)
-    weights = partial(jax.tree.map_with_path, lambda path, _: path[-1].key == "w")
-    return optax.chain(optax.add_decayed_weights(config.weight_decay, weights), optax.sgd(schedule, 0.9, nesterov=True))
+
+    def weights(params):
+        return jax.tree.map_with_path(lambda path, _: path[-1].key == "w", params)
+
+    decay = optax.add_decayed_weights(config.weight_decay, weights)
+    return optax.chain(decay, optax.sgd(schedule, 0.9, nesterov=True))
 
 
 @partial(jax.jit, static_argnames="optimizer")
-def train_step(params, opt_state, x, y, optimizer, key, dropout):
-    """Return the parameters and the optimizer's state after one update, and the loss () before it."""
+def train_step(params, batch_stats, opt_state, x, y, optimizer, key, dropout):
+    """Return params, batch_stats and the optimizer's state after one update, and the loss () before it."""
 
-    def loss_and_params(params):
-        logits, params = forward(params, x, key, dropout)  # (B, K)
-        return loss_fn(logits, y), params
+    def loss_and_stats(params):
+        logits, stats = forward(params, batch_stats, x, True, key, dropout)  # (B, K)
+        return loss_fn(logits, y), stats
 
-    (loss, moved), grads = jax.value_and_grad(loss_and_params, has_aux=True)(params)
+    (loss, stats), grads = jax.value_and_grad(loss_and_stats, has_aux=True)(params)
     updates, opt_state = optimizer.update(grads, opt_state, params)
-    return optax.apply_updates(moved, updates), opt_state, loss
+    return optax.apply_updates(params, updates), stats, opt_state, loss
 
 
-def update(config, optimizer, params, opt_state, mean, images, labels, step, key):
-    """Return params, opt_state and the moving average of the parameters after an update, and the loss (1,) before."""
+def update(config, optimizer, params, batch_stats, opt_state, mean, images, labels, step, key):
+    """Return params, batch_stats, opt_state, the moving average of the first two, and the loss (1,) before."""
     y = optax.smooth_labels(jax.nn.one_hot(labels, len(params["head"]["b"])), config.smoothing)  # (B, K)
     images = normalise(images, config.precision)  # (B, S, S, 3)
-    params, opt_state, loss = train_step(params, opt_state, images, y, optimizer, key, config.dropout)
+    state = params, batch_stats, opt_state
+    *state, loss = train_step(*state, images, y, optimizer, key, config.dropout)
     keep = jnp.minimum(config.ema, (1 + step) / (10 + step))  # a shorter average at first
-    return params, opt_state, optax.incremental_update(params, mean, 1 - keep), loss[None]
+    mean = optax.incremental_update(tuple(state[:2]), mean, 1 - keep)
+    return *state, mean, loss[None]
 
 
-def evaluate(config, params, packed, rows):
+def evaluate(config, params, batch_stats, packed, rows):
     """Return the metrics of the model on the images of a packed set, each of which counts once, by name."""
-    sums, numbers = np.zeros(4), imagenet.in_order(len(packed), config.batch_size)
+    sums = np.zeros(4)
+    numbers = imagenet.in_order(len(packed), config.batch_size)
     for batch in imagenet.load(packed, numbers, config.size, workers=config.workers):
         images, labels = jax.device_put(batch, rows)  # (B, S, S, 3), (B,)
-        logits, _ = forward(params, normalise(images, config.precision))  # (B, K)
+        logits, _ = forward(params, batch_stats, normalise(images, config.precision))  # (B, K)
         y = jax.nn.one_hot(labels, logits.shape[1])  # (B, K): for label -1, which fills up the last batch, zeros
         hits = jax.lax.top_k(logits, min(5, logits.shape[1]))[1] == labels[:, None]  # (B, 5)
         sums += np.array([loss_fn(logits, y) * len(y), hits[:, 0].sum(), hits.sum(), y.sum()])
@@ -240,29 +279,33 @@ def train(config, seed, x, x_val, device, rows, whole):
     minibatches = batches(rng, len(x), config.batch_size)  # yields index arrays (B,)
     params_key, step_key = jax.random.split(jax.random.key(seed))
     params = init_params(params_key, config, len(x.classes))
+    batch_stats = init_batch_stats(params)
     optimizer = make_optimizer(config)
-    opt_state = optimizer.init(params)
-    state, first, resumed = (params, opt_state, jax.tree.map(jnp.copy, params)), 0, None
+    mean = jax.tree.map(jnp.copy, (params, batch_stats))  # the moving average of both
+    state = params, batch_stats, optimizer.init(params), mean
+    first, resumed = 0, None
     if config.resume:
         state, first, resumed = checkpoint.resume_jax(config, state)
     state = jax.device_put(state, whole)
     indices = islice(enumerate(minibatches), first, max(config.steps, first + 1))  # yields (step, (B,))
     loaded = imagenet.load(x, indices, config.train_size, seed, (config.area, 1), config.workers)
     batch = jax.device_put(next(loaded), rows)  # (B, S, S, 3) and (B,)
-    program = jax.jit(partial(update, config, optimizer), donate_argnums=(0, 1, 2), out_shardings=whole)
+    program = jax.jit(partial(update, config, optimizer), donate_argnums=(0, 1, 2, 3), out_shardings=whole)
     program = program.lower(*state, *batch, 0, step_key).compile()
     with Run(config, {"ln K": np.log(len(x.classes))}, device.device_kind, resumed) as run:
         waited, since = 0.0, first  # milliseconds are shown as means since the last evaluation
-        losses, seconds, start = np.empty(0), 0.0, time.perf_counter()
+        losses, seconds = np.empty(0), 0.0
+        start = time.perf_counter()
         for step in run.steps(config.steps, first):
             stop = terminated()
             if step % config.eval_every == 0 or stop:
                 record_losses(run, step, losses)
-                losses, seconds = np.empty(0), seconds + time.perf_counter() - start
+                losses = np.empty(0)
+                seconds += time.perf_counter() - start
                 checkpoint.save_jax(run, step, state)
                 if stop:
                     raise Terminated
-                run.record(step, "validation", **evaluate(config, state[2], x_val, rows))
+                run.record(step, "validation", **evaluate(config, *state[3], x_val, rows))
                 waited, since = 0.0, step
                 start = time.perf_counter()
             *state, new_losses = program(*state, *batch, step, jax.random.fold_in(step_key, step))  # returns at once
@@ -277,7 +320,7 @@ def train(config, seed, x, x_val, device, rows, whole):
         seconds += time.perf_counter() - start
         record_losses(run, config.steps, losses)
         checkpoint.save_jax(run, config.steps, state)
-        run.record(config.steps, "validation", **evaluate(config, state[2], x_val, rows))
+        run.record(config.steps, "validation", **evaluate(config, *state[3], x_val, rows))
         measured = {name.replace(" ", "_"): value for name, value in run.latest.items()}
         if config.steps > first:
             measured["images_per_second"] = config.batch_size * (config.steps - first) / seconds
@@ -296,8 +339,12 @@ def main(config: Config) -> dict[str, float]:
         raise UserError(f"--batch-size {config.batch_size} is larger than the training set ({len(x)} images)")
     if config.batch_size % mesh.size:
         raise UserError(f"--batch-size {config.batch_size} must be a multiple of the number of devices ({mesh.size})")
+    epoch = len(x) // config.batch_size  # steps
+    config.steps = config.steps or max(1, round(config.epochs * epoch))
+    config.epochs = config.steps / epoch
+    config.eval_every = config.eval_every or max(epoch, config.steps // 20)
     print(f"data: {len(x)} photographs for training, {len(x_val)} for validation, {len(x.classes)} classes")
-    size = f"ResNet-{config.depth}, {config.steps * config.batch_size / len(x):.4g} epochs, devices: {mesh.size}"
+    size = f"ResNet-{config.depth}, {config.epochs:.4g} epochs, devices: {mesh.size}"
     print(f"{device.platform} preset, and your flags ({device.device_kind}): {size}")
 
     return train(config, config.seed, x, x_val, device, rows, whole)

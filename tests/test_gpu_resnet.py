@@ -41,6 +41,12 @@ def shaken(params, seed=0):
     return jax.tree.map_with_path(shake, params)
 
 
+def new_state(ex, config):
+    """Return a new model's parameters, running statistics and optimizer state."""
+    params = ex.init_params(jax.random.key(0), config)
+    return params, ex.init_batch_stats(params), ex.make_optimizer(config).init(params)
+
+
 def assert_close(ours, theirs, tolerance):
     assert jax.tree.structure(ours) == jax.tree.structure(theirs)
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=0, atol=tolerance), ours, theirs)
@@ -59,24 +65,26 @@ def scripted(made_up, monkeypatch):
     ex = load(14)
     ex.calls, ex.losses = [], {}
 
-    def program(params, opt_state, x, y, index, first, key):
+    def program(*state_and_data):
+        *state, _, _, index, first, _ = state_and_data
         ex.calls.append((index, first))
-        return params, opt_state, jnp.array([ex.losses.get(first + i, 1.0) for i in range(len(index))])
+        return *state, jnp.array([ex.losses.get(first + i, 1.0) for i in range(len(index))])
 
     monkeypatch.setattr(ex, "compile_steps", lambda config, x, y: program)
-    monkeypatch.setattr(ex, "evaluate", lambda params, x, y: {"loss": 2.0, "accuracy": 0.5})
+    monkeypatch.setattr(ex, "evaluate", lambda *args: {"loss": 2.0, "accuracy": 0.5})
     return ex
 
 
-@pytest.mark.parametrize("key", [None, jax.random.key(7)])
-def test_10_equals_14(key):
+@pytest.mark.parametrize("training", [False, True])
+def test_10_equals_14(training):
     """The same weights give the same logits and move the same statistics, in evaluation and in training."""
     ten, ex = load(10), load(14)
     config = ex.Config(channels=8, blocks=2)
-    params = shaken(ex.init_params(jax.random.key(0), config))
+    params, batch_stats = shaken(new_state(ex, config)[:2])
     images, _ = bytes_and_classes(16)
-    ours, moved = ex.forward(params, ex.normalise(images), key, 0.3)
-    theirs, expected = ten.forward(params, (images / np.float32(255) - 0.1307) / 0.3081, key, 0.3)
+    noise = training, jax.random.key(7), 0.3
+    ours, moved = ex.forward(params, batch_stats, ex.normalise(images), *noise)
+    theirs, expected = ten.forward(params, batch_stats, (images / np.float32(255) - 0.1307) / 0.3081, *noise)
     assert ours.dtype == jnp.float32
     assert_close(ours, theirs, 1e-5)
     assert_close(moved, expected, 1e-5)
@@ -84,7 +92,8 @@ def test_10_equals_14(key):
 
 def test_what_stands_as_in_10():
     ten, ex = load(10), load(14)
-    for name in ("batches", "init_params", "residual_block", "loss_fn", "make_optimizer"):
+    names = ["batches", "init_layer", "init_params", "init_batch_stats", "conv_norm", "residual_block"]
+    for name in [*names, "loss_fn", "make_optimizer"]:
         assert inspect.getsource(getattr(ex, name)) == inspect.getsource(getattr(ten, name))
     sources = [inspect.getsource(module.train_step.__wrapped__) for module in (ex, ten)]
     assert sources[0] == sources[1]
@@ -112,25 +121,21 @@ def test_scanned_steps_equal_single_ones_and_a_loop_of_train_step():
     results = {}
     for per_call in (1, 3):
         program = jax.jit(lambda *args: ex.train_steps(config, optimizer, *args))
-        params = ex.init_params(jax.random.key(0), config)
-        opt_state, losses = optimizer.init(params), []
+        state, losses = new_state(ex, config), []
         for first in range(0, 3, per_call):
-            state = (params, opt_state, x, y, index[first : first + per_call], first, key)
-            params, opt_state, new = program(*state)
+            *state, new = program(*state, x, y, index[first : first + per_call], first, key)
             assert new.shape == (per_call,)
             losses += new.tolist()
-        results[per_call] = losses, params
-    params = ten.init_params(jax.random.key(0), config)
-    opt_state, losses = optimizer.init(params), []
+        results[per_call] = losses, state[:2]
+    state, losses = new_state(ten, config), []
     for step in range(3):
         augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, step))
         images = ex.normalise(ex.augment(augment_key, x[index[step]], config))
-        state = (params, opt_state, images, y[index[step]], optimizer, dropout_key, config.dropout)
-        params, opt_state, loss = ten.train_step(*state)
+        *state, loss = ten.train_step(*state, images, y[index[step]], optimizer, dropout_key, config.dropout)
         losses.append(loss.item())
     for per_call in (1, 3):
         assert results[per_call][0] == pytest.approx(losses, abs=1e-5)
-        assert_close(results[per_call][1], params, 1e-3)  # Adam makes much of a gradient that is nearly 0
+        assert_close(results[per_call][1], state[:2], 1e-3)  # Adam makes much of a gradient that is nearly 0
 
 
 def test_program_writes_over_what_it_is_given():
@@ -138,12 +143,11 @@ def test_program_writes_over_what_it_is_given():
     config = small(ex, batch_size=16)
     x, y, _, _ = ex.make_data(config)
     program = ex.compile_steps(config, x, y)
-    params = ex.init_params(jax.random.key(0), config)
-    opt_state = ex.make_optimizer(config).init(params)
+    state = new_state(ex, config)
     index = np.arange(16)[None]
-    after, _, losses = program(params, opt_state, x, y, index, 0, jax.random.key(0))
+    *after, losses = program(*state, x, y, index, 0, jax.random.key(0))
     assert losses.shape == (1,)
-    assert all(leaf.is_deleted() for leaf in jax.tree.leaves((params, opt_state)))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((after, x, y)))
 
 
@@ -193,7 +197,7 @@ def test_nan_in_the_middle_of_a_call_names_its_first_step(scripted, bad, calls, 
 def test_nan_is_named_before_the_evaluation_that_it_spoils(scripted, monkeypatch, tmp_path):
     ex = scripted
     ex.losses = {3: math.nan}
-    monkeypatch.setattr(ex, "evaluate", lambda params, x, y: {"loss": math.nan if len(ex.calls) else 2.0})
+    monkeypatch.setattr(ex, "evaluate", lambda *args: {"loss": math.nan if len(ex.calls) else 2.0})
     flags = {"batch_size": 100, "steps": 12, "steps_per_call": 4, "eval_every": 4, "out": tmp_path, "device": "cpu"}
     with pytest.raises(UserError, match="train loss is nan at step 3"):
         ex.main(ex.Config(**flags))
@@ -203,7 +207,7 @@ def test_clock_counts_neither_evaluations_nor_compiling(scripted, monkeypatch, t
     ex = scripted
     program = ex.compile_steps(None, None, None)
     monkeypatch.setattr(ex, "compile_steps", lambda config, x, y: time.sleep(0.7) or program)
-    monkeypatch.setattr(ex, "evaluate", lambda params, x, y: time.sleep(0.5) or {"loss": 2.0, "accuracy": 0.5})
+    monkeypatch.setattr(ex, "evaluate", lambda *args: time.sleep(0.5) or {"loss": 2.0, "accuracy": 0.5})
     flags = {"batch_size": 100, "steps": 4, "eval_every": 1, "out": tmp_path, "device": "cpu"}
     metrics = ex.main(ex.Config(**flags))
     assert metrics["compile_seconds"] == pytest.approx(0.7, abs=0.3)
@@ -292,35 +296,35 @@ def test_augment(monkeypatch):
 
 def test_test_set_is_not_augmented():
     ex = load(14)
-    params = shaken(ex.init_params(jax.random.key(0), ex.Config(channels=4)))
+    model = shaken(new_state(ex, ex.Config(channels=4))[:2])
     images, y = bytes_and_classes(8)
-    logits, _ = ex.forward(params, (images / np.float32(255) - 0.1307) / 0.3081)
+    logits, _ = ex.forward(*model, (images / np.float32(255) - 0.1307) / 0.3081)
     expected = {"loss": float(ex.loss_fn(logits, y)), "accuracy": float((np.asarray(logits).argmax(1) == y).mean())}
-    assert ex.evaluate(params, images, y) == pytest.approx(expected, abs=1e-5)
+    assert ex.evaluate(*model, images, y) == pytest.approx(expected, abs=1e-5)
 
 
 def test_bfloat16():
     """Convolutions in bfloat16; logits, parameters, running statistics, gradients and updates stay in float32."""
     ex = load(14)
     config = small(ex, precision="bfloat16")
-    params = shaken(ex.init_params(jax.random.key(0), config))
+    params, batch_stats = shaken(new_state(ex, config)[:2])
     images, y = bytes_and_classes(64)
     key = jax.random.key(0)
-    exact, moved = ex.forward(params, ex.normalise(images), key, 0.0)
-    rough, also_moved = ex.forward(params, ex.normalise(images, "bfloat16"), key, 0.0)
+    exact, moved = ex.forward(params, batch_stats, ex.normalise(images), True, key, 0.0)
+    rough, also_moved = ex.forward(params, batch_stats, ex.normalise(images, "bfloat16"), True, key, 0.0)
     assert {leaf.dtype for leaf in jax.tree.leaves((rough, also_moved))} == {np.dtype("float32")}
     assert 0 < abs(exact - rough).max() < 0.05 * abs(exact).max()
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=0.02, atol=0.02), moved, also_moved)
     optimizer = ex.make_optimizer(config)
     index = np.arange(64).reshape(1, 64)
-    state = (params, optimizer.init(params), images, y, index, 0, key)
+    state = (params, batch_stats, optimizer.init(params), images, y, index, 0, key)
     for precision, there in (("float32", False), ("bfloat16", True)):
         config.precision = precision
         program = str(jax.make_jaxpr(lambda *args: ex.train_steps(config, optimizer, *args))(*state))
         convolutions = [line for line in program.splitlines() if "= conv_general_dilated[" in line]
         assert convolutions
         assert all((":bf16[" in line) == there for line in convolutions)
-    after, opt_state, losses = jax.eval_shape(lambda *args: ex.train_steps(config, optimizer, *args), *state)
+    *after, opt_state, losses = jax.eval_shape(lambda *args: ex.train_steps(config, optimizer, *args), *state)
     assert {leaf.dtype for leaf in jax.tree.leaves((after, opt_state[0].mu, losses))} == {np.dtype("float32")}
 
 

@@ -449,7 +449,9 @@ def test_no_hugging_face(tmp_path):
     code = "import sys; sys.argv[1:] = ['ILSVRC/imagenet-1k', '0']\n" + PREPARE
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=environment)
-    one_sentence(result, "error: --data ILSVRC/imagenet-1k: Hugging Face could not", "image-net.org", "HF_TOKEN")
+    one_sentence(
+        result, "error: --data ILSVRC/imagenet-1k: Hugging Face could not provide it", "image-net.org", "HF_TOKEN"
+    )
 
 
 def shuffled(n, batch_size):

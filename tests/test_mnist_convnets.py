@@ -2,6 +2,7 @@
 
 import math
 import sys
+from itertools import chain
 
 from common import data
 from common.curriculum import ROOT
@@ -34,6 +35,12 @@ def as_torch(params):
     return jax.tree.map(lambda param: torch.tensor(np.asarray(param)), params)
 
 
+def new_model(ex, config):
+    """Return what forward takes before the images: new parameters and, for a resnet, new running statistics."""
+    params = ex.init_params(jax.random.key(0), config)
+    return (params, ex.init_batch_stats(params)) if hasattr(ex, "init_batch_stats") else (params,)
+
+
 def count(params):
     return sum(param.size for param in jax.tree.leaves(params))
 
@@ -57,18 +64,20 @@ def convnet_in_torch(params, x):
     return x @ params[-1]["w"] + params[-1]["b"]
 
 
-def resnet_in_torch(params, x, train):
-    def conv_norm(x, layer, stride):
+def resnet_in_torch(params, batch_stats, x, train):
+    def conv_norm(x, layer, stats, stride):
         x = torch_conv(x, layer["w"], stride)
-        mean, var = layer["mean"].clone(), layer["var"].clone()
+        mean, var = stats["mean"].clone(), stats["var"].clone()
         return F.batch_norm(x, mean, var, layer["scale"], layer["bias"], training=train)
 
-    x = F.relu(conv_norm(torch.from_numpy(x)[:, None], params["stem"], 2))
-    for block in params["blocks"]:
+    x = F.relu(conv_norm(torch.from_numpy(x)[:, None], params["stem"], batch_stats["stem"], 2))
+    blocks = chain.from_iterable(params["stages"])
+    for block, stats in zip(blocks, chain.from_iterable(batch_stats["stages"]), strict=True):
         stride = 2 if block["conv1"]["w"].shape[2] != block["conv1"]["w"].shape[3] else 1
-        h = conv_norm(F.relu(conv_norm(x, block["conv1"], stride)), block["conv2"], 1)
+        h = F.relu(conv_norm(x, block["conv1"], stats["conv1"], stride))
+        h = conv_norm(h, block["conv2"], stats["conv2"], 1)
         if "shortcut" in block:
-            h = h + (conv_norm(x, block["shortcut"], stride) if block["shortcut"] else x)
+            h = h + (conv_norm(x, block["shortcut"], stats["shortcut"], stride) if block["shortcut"] else x)
         x = F.relu(h)
     return x.mean((2, 3)) @ params["head"]["w"] + params["head"]["b"]
 
@@ -96,11 +105,11 @@ def test_convnet_equals_torch(layers):
 def test_resnet_equals_torch(train, shortcuts):
     ex = load(10)
     config = ex.Config(stages=3, blocks=2, channels=4, shortcuts=shortcuts)
-    params = shaken(ex.init_params(jax.random.key(0), config))
+    model = shaken(new_model(ex, config))
     x, _ = images(16)
-    key = DROPOUT_KEY if train else None
-    logits, _ = ex.forward(params, x, key, 0.0)
-    np.testing.assert_allclose(logits, resnet_in_torch(as_torch(params), x, train), rtol=0, atol=1e-4)
+    logits, moved = ex.forward(*model, x, train, DROPOUT_KEY, 0.0)
+    np.testing.assert_allclose(logits, resnet_in_torch(*as_torch(model), x, train), rtol=0, atol=1e-4)
+    assert jax.tree.structure(moved) == jax.tree.structure(model[1])
 
 
 def test_batch_norm_equals_torch():
@@ -109,7 +118,7 @@ def test_batch_norm_equals_torch():
     rng = np.random.default_rng(0)
     theirs = torch.nn.BatchNorm2d(6)
     layer = {name: jnp.asarray(rng.uniform(0.5, 2, 6), jnp.float32) for name in ("scale", "bias")}
-    layer |= {"mean": jnp.zeros(6), "var": jnp.ones(6)}
+    stats = {"mean": jnp.zeros(6), "var": jnp.ones(6)}
     with torch.no_grad():
         theirs.weight.copy_(torch.from_numpy(np.array(layer["scale"])))
         theirs.bias.copy_(torch.from_numpy(np.array(layer["bias"])))
@@ -123,41 +132,42 @@ def test_batch_norm_equals_torch():
         out = theirs(x_torch).permute(0, 2, 3, 1)
         (out * torch.from_numpy(weight)).sum().backward()
 
-        def weighted(layer, x, train=train, weight=weight):
-            out, moved = ex.batch_norm(x, layer, train)
+        def weighted(layer, x, stats, train=train, weight=weight):
+            out, moved = ex.batch_norm(x, layer, stats, train)
             return (out * weight).sum(), (out, moved)
 
-        (grads, x_grad), (ours, moved) = jax.grad(weighted, argnums=(0, 1), has_aux=True)(layer, x)
+        gradients = jax.grad(weighted, argnums=(0, 1, 2), has_aux=True)
+        (grads, x_grad, stats_grads), (ours, moved) = gradients(layer, x, stats)
         np.testing.assert_allclose(ours, out.detach().numpy(), rtol=1e-4, atol=1e-4)
         np.testing.assert_allclose(x_grad, x_torch.grad.permute(0, 2, 3, 1).numpy(), rtol=1e-3, atol=1e-4)
         np.testing.assert_allclose(grads["scale"], theirs.weight.grad.numpy(), atol=1e-4)
         np.testing.assert_allclose(grads["bias"], theirs.bias.grad.numpy(), atol=1e-4)
         if train:  # no gradient reaches the running statistics
-            assert not grads["mean"].any()
-            assert not grads["var"].any()
+            assert not stats_grads["mean"].any()
+            assert not stats_grads["var"].any()
         else:
-            assert all((moved[name] == layer[name]).all() for name in layer)
-        layer = moved
-        np.testing.assert_allclose(layer["mean"], theirs.running_mean.numpy(), atol=1e-5)
-        np.testing.assert_allclose(layer["var"], theirs.running_var.numpy(), rtol=1e-5)
+            assert all((moved[name] == stats[name]).all() for name in stats)
+        stats = moved
+        np.testing.assert_allclose(stats["mean"], theirs.running_mean.numpy(), atol=1e-5)
+        np.testing.assert_allclose(stats["var"], theirs.running_var.numpy(), rtol=1e-5)
 
 
 def test_evaluation_looks_at_each_image_alone():
     ex = load(10)
-    params = shaken(ex.init_params(jax.random.key(0), ex.Config(channels=8)))
+    model = shaken(new_model(ex, ex.Config(channels=8)))
     x, _ = images(8)
-    alone = np.concatenate([ex.forward(params, x[i : i + 1])[0] for i in range(8)])
-    np.testing.assert_allclose(ex.forward(params, x)[0], alone, atol=1e-4)
+    alone = np.concatenate([ex.forward(*model, x[i : i + 1])[0] for i in range(8)])
+    np.testing.assert_allclose(ex.forward(*model, x)[0], alone, atol=1e-4)
 
 
 @pytest.mark.parametrize("number", [9, 10])
 def test_evaluate_is_not_in_training_mode(number):
     """No dropout, no statistics of the batch: the loss on eight images is the mean of their eight losses."""
     ex = load(number)
-    params = shaken(ex.init_params(jax.random.key(0), ex.Config(channels=8)))
+    model = shaken(new_model(ex, ex.Config(channels=8)))
     x, y = images(8)
-    alone = [ex.evaluate(params, x[i : i + 1], y[i : i + 1]) for i in range(8)]
-    together = ex.evaluate(params, x, y)
+    alone = [ex.evaluate(*model, x[i : i + 1], y[i : i + 1]) for i in range(8)]
+    together = ex.evaluate(*model, x, y)
     for name in ("loss", "accuracy"):
         assert together[name] == pytest.approx(np.mean([metrics[name] for metrics in alone]), abs=1e-5)
 
@@ -173,18 +183,22 @@ def test_parameter_counts():
         )
     ex = load(10)
     for stages, blocks, c in ((2, 1, 32), (3, 2, 4), (1, 3, 5)):
-        expected = 25 * c + 4 * c  # every batch norm has a scale, a bias, a mean, a variance
+        expected, norms = 25 * c, c
         for stage in range(stages):
             w = c * 2**stage
-            expected += blocks * (2 * 9 * w * w + 8 * w)
+            expected += blocks * 2 * 9 * w * w
+            norms += blocks * 2 * w
             if stage:  # the first block's first convolution comes from half as many channels, and has a projection
-                expected += w * w // 2 + 4 * w - 9 * w * w // 2
+                expected += w * w // 2 - 9 * w * w // 2
+                norms += w
         expected += 10 * c * 2 ** (stages - 1) + 10
-        config = ex.Config(stages=stages, blocks=blocks, channels=c)
-        assert count(ex.init_params(jax.random.key(0), config)) == expected
-        plain = ex.init_params(jax.random.key(0), ex.Config(stages=stages, blocks=blocks, channels=c, shortcuts=False))
-        projections = sum((c * 2**stage) ** 2 // 2 + 4 * c * 2**stage for stage in range(1, stages))
-        assert count(plain) == expected - projections
+        params, batch_stats = new_model(ex, ex.Config(stages=stages, blocks=blocks, channels=c))
+        assert count(params) == expected + 2 * norms  # every batch norm has a scale and a bias
+        assert count(batch_stats) == 2 * norms  # and a running mean and variance
+        plain, plain_stats = new_model(ex, ex.Config(stages=stages, blocks=blocks, channels=c, shortcuts=False))
+        widths = [c * 2**stage for stage in range(1, stages)]
+        assert count(params) - count(plain) == sum(w**2 // 2 + 2 * w for w in widths)  # the projections
+        assert count(batch_stats) - count(plain_stats) == sum(2 * w for w in widths)
 
 
 def test_initial_weights():
@@ -202,7 +216,8 @@ def test_initial_weights():
     ]
     assert len({round(float(value), 5) for value in scaled}) == 8  # weights and biases have keys of their own
     params = ten.init_params(jax.random.key(0), ten.Config())
-    layers = [params["stem"], *(layer for block in params["blocks"] for layer in block.values() if layer)]
+    blocks = list(chain.from_iterable(params["stages"]))
+    layers = [params["stem"], *(layer for block in blocks for layer in block.values() if layer)]
     for layer in layers:
         assert float(layer["w"].var()) == pytest.approx(2 / math.prod(layer["w"].shape[:3]), rel=0.1)
     firsts = {float(layer["w"].ravel()[0] * math.prod(layer["w"].shape[:3]) ** 0.5) for layer in layers}
@@ -214,17 +229,17 @@ def test_initial_loss(mnist):
     for number in (9, 10):
         ex = load(number)
         _, _, x, y = ex.make_data(ex.Config())
-        params = ex.init_params(jax.random.key(0), ex.Config())
-        assert ex.evaluate(params, x[:1000], y[:1000])["loss"] == pytest.approx(math.log(10), abs=0.05)
+        model = new_model(ex, ex.Config())
+        assert ex.evaluate(*model, x[:1000], y[:1000])["loss"] == pytest.approx(math.log(10), abs=0.05)
 
 
 def test_a_new_block_is_the_identity():
     """So the gradient comes through unchanged, and the first to learn are the scales that are 0 (Goyal et al. 2017)."""
     ex = load(10)
-    params = ex.init_params(jax.random.key(0), ex.Config(blocks=2, channels=8))
-    block = params["blocks"][1]
+    params, batch_stats = new_model(ex, ex.Config(blocks=2, channels=8))
+    block, stats = params["stages"][0][1], batch_stats["stages"][0][1]
     x = jnp.asarray(np.random.default_rng(0).uniform(0.1, 1, (4, 6, 6, 8)), jnp.float32)
-    out, pullback, _ = jax.vjp(lambda x, block: ex.residual_block(x, block, True), x, block, has_aux=True)
+    out, pullback, _ = jax.vjp(lambda x, block: ex.residual_block(x, block, stats, 1, True), x, block, has_aux=True)
     np.testing.assert_array_equal(out, x)
     weight = jnp.asarray(np.random.default_rng(1).normal(size=x.shape), jnp.float32)
     x_grad, block_grad = pullback(weight)
@@ -233,8 +248,8 @@ def test_a_new_block_is_the_identity():
     assert not block_grad["conv2"]["w"].any()
     assert (abs(block_grad["conv2"]["scale"]) > 1e-3).all()
     # Without the shortcut all that comes through is what the convolutions make of it.
-    plain = ex.init_params(jax.random.key(0), ex.Config(blocks=2, channels=8, shortcuts=False))["blocks"][1]
-    out, _ = ex.residual_block(x, plain, True)
+    plain = ex.init_params(jax.random.key(0), ex.Config(blocks=2, channels=8, shortcuts=False))["stages"][0][1]
+    out, _ = ex.residual_block(x, plain, stats, 1, True)
     assert (plain["conv2"]["scale"] == 1).all()
     assert abs(np.corrcoef(out.ravel(), x.ravel())[0, 1]) < 0.5
 
@@ -242,22 +257,23 @@ def test_a_new_block_is_the_identity():
 @pytest.mark.parametrize("number", [9, 10])
 def test_dropout(number):
     ex = load(number)
-    params = ex.init_params(jax.random.key(0), ex.Config(channels=8) if number == 10 else ex.Config(channels=2))
+    model = new_model(ex, ex.Config(channels=8) if number == 10 else ex.Config(channels=2))
     x, y = images(64)
 
     def logits(*args):
-        out = ex.forward(params, x, *args)
+        out = ex.forward(*model, x, *args)
         return np.asarray(out[0] if number == 10 else out)
 
-    kept = logits(DROPOUT_KEY, 0.0)
-    if number == 9:  # in 10 a key also means that batch norm looks at the batch
+    kept = logits(True, DROPOUT_KEY, 0.0)
+    if number == 9:  # in 10, training also means that batch norm looks at the batch
         np.testing.assert_array_equal(kept, logits())
+    np.testing.assert_array_equal(logits(False, DROPOUT_KEY, 0.5), logits())
     other = jax.random.key(8)
-    assert (logits(DROPOUT_KEY, 0.5) == logits(DROPOUT_KEY, 0.5)).all()
-    assert (logits(DROPOUT_KEY, 0.5) != logits(other, 0.5)).mean() > 0.9
+    assert (logits(True, DROPOUT_KEY, 0.5) == logits(True, DROPOUT_KEY, 0.5)).all()
+    assert (logits(True, DROPOUT_KEY, 0.5) != logits(True, other, 0.5)).mean() > 0.9
     optimizer = ex.make_optimizer(ex.Config())
-    state = (params, optimizer.init(params), x, y, optimizer)
-    losses = [ex.train_step(*state, key, 0.5)[2] for key in (DROPOUT_KEY, DROPOUT_KEY, other)]
+    state = (*model, optimizer.init(model[0]), x, y, optimizer)
+    losses = [ex.train_step(*state, key, 0.5)[-1] for key in (DROPOUT_KEY, DROPOUT_KEY, other)]
     assert losses[0] == losses[1] != losses[2]
 
 
@@ -266,16 +282,16 @@ def test_share_and_scale_of_what_is_dropped(number):
     """With identities for the dense layers, the logits are features themselves: four times as large, or 0."""
     ex = load(number)
     if number == 9:
-        params = shaken(ex.init_params(jax.random.key(0), ex.Config(layers=5, channels=1, hidden=16)))
+        model = (params,) = shaken(new_model(ex, ex.Config(layers=5, channels=1, hidden=16)))
         params[-2] = {"w": jnp.eye(16), "b": jnp.zeros(16)}
         params[-1] = {"w": jnp.eye(16)[:, :10], "b": jnp.zeros(10)}
     else:
-        params = shaken(ex.init_params(jax.random.key(0), ex.Config(stages=1, channels=10)))
+        model = params, _ = shaken(new_model(ex, ex.Config(stages=1, channels=10)))
         params["head"] = {"w": jnp.eye(10), "b": jnp.zeros(10)}
     x, _ = images(400)
 
     def logits(dropout):
-        out = ex.forward(params, x, DROPOUT_KEY, dropout)
+        out = ex.forward(*model, x, True, DROPOUT_KEY, dropout)
         return np.asarray(out[0] if number == 10 else out)
 
     features, dropped = logits(0.0), logits(0.75)
@@ -293,7 +309,7 @@ def test_what_is_dropped_are_features_and_not_hidden_units():
     params[-2] = {"w": jnp.abs(params[-2]["w"]), "b": jnp.ones(10)}
     params[-1] = {"w": jnp.eye(10), "b": jnp.zeros(10)}
     x, _ = images(100)
-    hidden, other = (np.asarray(ex.forward(params, x, DROPOUT_KEY, dropout)) for dropout in (0.0, 0.5))
+    hidden, other = (np.asarray(ex.forward(params, x, True, DROPOUT_KEY, dropout)) for dropout in (0.0, 0.5))
     assert (other > 0).all()
     assert (abs(other - hidden) > 1e-4).mean() > 0.99
 
@@ -304,10 +320,11 @@ def test_other_features_are_dropped_at_every_step(number, tmp_path, monkeypatch)
     keys = []
     step = ex.train_step
 
-    def spy(params, opt_state, x, y, optimizer, key, dropout):
+    def spy(*state_and_batch):
+        *_, key, dropout = state_and_batch
         keys.append(tuple(np.asarray(jax.random.key_data(key))))
         assert dropout == 0.25
-        return step(params, opt_state, x, y, optimizer, key, dropout)
+        return step(*state_and_batch)
 
     monkeypatch.setattr(ex, "train_step", spy)
     for seed in (0, 1):
@@ -315,20 +332,39 @@ def test_other_features_are_dropped_at_every_step(number, tmp_path, monkeypatch)
     assert len(set(keys)) == 6
 
 
-def test_train_step_moves_the_running_statistics_as_forward_says():
-    ex = load(10)
-    params = ex.init_params(jax.random.key(0), ex.Config(channels=4))
-    optimizer = ex.make_optimizer(ex.Config())
-    x, y = images(32)
-    _, moved = ex.forward(params, x, DROPOUT_KEY, 0.5)
-    after, _, _ = ex.train_step(params, optimizer.init(params), x, y, optimizer, DROPOUT_KEY, 0.5)
-    for name in ("mean", "var"):
-        np.testing.assert_allclose(after["stem"][name], moved["stem"][name], atol=1e-6)
-        assert (after["stem"][name] != params["stem"][name]).any()
-        for ours, theirs in zip(after["blocks"], moved["blocks"], strict=True):
-            for layer in ours:
-                np.testing.assert_allclose(ours[layer].get(name, 0), theirs[layer].get(name, 0), atol=1e-6)
+@pytest.mark.parametrize("number", [10, 14, 15])
+def test_running_statistics_are_not_trained(number):
+    """They move as forward says; gradients and the optimizer's state are of the parameters alone."""
+    ex = load(number)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(8, 32, 32, 3) if number == 15 else (8, 28, 28)).astype(np.float32)
+    y = np.eye(10, dtype=np.float32)[:8] if number == 15 else np.arange(8)
+    params = ex.init_params(jax.random.key(0), ex.Config(channels=4), *([10] if number == 15 else []))
+    batch_stats = ex.init_batch_stats(params)
+    assert {path[-1].key for path, _ in jax.tree.leaves_with_path(params)} == {"w", "scale", "bias", "b"}
+    assert {path[-1].key for path, _ in jax.tree.leaves_with_path(batch_stats)} == {"mean", "var"}
+    optimizer, seen = ex.make_optimizer(ex.Config()), []
+
+    def update(grads, opt_state, params):
+        seen.append(jax.tree.structure(grads))
+        return optimizer.update(grads, opt_state, params)
+
+    spy = optimizer._replace(update=update)
+    opt_state = optimizer.init(params)
+    shapes = [leaf.shape for leaf in jax.tree.leaves(params)]
+    moments = [leaf.shape for leaf in jax.tree.leaves(opt_state) if leaf.ndim]  # all but the counts of steps
+    assert moments == shapes * (1 if number == 15 else 2)  # momentum; Adam's two means
+    after, moved, opt_state_after, _ = ex.train_step(params, batch_stats, opt_state, x, y, spy, DROPOUT_KEY, 0.5)
+    assert seen == [jax.tree.structure(params)] == [jax.tree.structure(after)]
+    assert jax.tree.structure(opt_state_after) == jax.tree.structure(opt_state)
+    _, expected = ex.forward(params, batch_stats, x, True, DROPOUT_KEY, 0.5)
+    assert jax.tree.structure(moved) == jax.tree.structure(expected) == jax.tree.structure(batch_stats)
+    jax.tree.map(lambda ours, other: np.testing.assert_allclose(ours, other, rtol=1e-4, atol=1e-6), moved, expected)
+    changed = jax.tree.map(lambda ours, other: bool((ours != other).any()), moved, batch_stats)
+    assert all(jax.tree.leaves(changed))
     assert (after["stem"]["w"] != params["stem"]["w"]).any()
+    types = jax.tree.map(jax.typeof, (params, batch_stats, opt_state))  # equal, or the second step compiles anew
+    assert types == jax.tree.map(jax.typeof, (after, moved, opt_state_after))
 
 
 @pytest.mark.parametrize("number", [9, 10])
@@ -336,11 +372,11 @@ def test_overfits_32_images(number, mnist):
     ex = load(number)
     config = ex.Config(channels=16, steps=100, learning_rate=0.02)
     x, y, _, _ = ex.make_data(config)
-    params = ex.init_params(jax.random.key(0), config)
+    model = new_model(ex, config)
     optimizer = ex.make_optimizer(config)
-    opt_state = optimizer.init(params)
+    state = *model, optimizer.init(model[0])
     for _ in range(100):
-        params, opt_state, loss = ex.train_step(params, opt_state, x[:32], y[:32], optimizer, DROPOUT_KEY, 0.0)
+        *state, loss = ex.train_step(*state, x[:32], y[:32], optimizer, DROPOUT_KEY, 0.0)
     assert loss < 0.05
 
 
@@ -412,19 +448,21 @@ def test_gradients(tmp_path, monkeypatch):
     x, y, _, _ = train.make_data(train.Config(dry_run=True))
     x, y = x[:16], y[:16]
     params = shaken(train.init_params(jax.random.key(0), train.Config(blocks=2, channels=4)))
+    batch_stats = train.init_batch_stats(params)
     norms = gradients.gradient_norms(params, x, y)
     assert len(norms) == 4
+    stats = chain.from_iterable(batch_stats["stages"])
+    steps = list(zip(chain.from_iterable(params["stages"]), stats, (1, 1, 2, 1), strict=True))
 
     def loss(h, first):  # the loss as a function of what enters block `first`
-        for block in params["blocks"][first:]:
-            h, _ = train.residual_block(h, block, True)
+        for step in steps[first:]:
+            h, _ = train.residual_block(h, *step, True)
         return train.loss_fn(h.mean((1, 2)) @ params["head"]["w"] + params["head"]["b"], y)
 
-    h = train.conv(x[..., None], params["stem"]["w"], 2)
-    h = jax.nn.relu(train.batch_norm(h, params["stem"], True)[0])
-    for first, block in enumerate(params["blocks"]):
+    h = jax.nn.relu(train.conv_norm(x[..., None], params["stem"], batch_stats["stem"], 2, True)[0])
+    for first, step in enumerate(steps):
         assert norms[first] == pytest.approx(float(jnp.linalg.norm(jax.grad(loss)(h, first))), rel=1e-4)
-        h, _ = train.residual_block(h, block, True)
+        h, _ = train.residual_block(h, *step, True)
 
     norms = gradients.main(gradients.Config(blocks=6, batch_size=32, seeds=1, out=tmp_path, dry_run=True))
     identity, shortcuts, plain = (values[0, 0] / values[0, -1] for values in norms.values())

@@ -135,9 +135,9 @@ def test_clean_exit(capsys):
         raise UserError("no such thing: do another")
     assert end.value.code == 1
     assert capsys.readouterr().err == "error: no such thing: do another\n"
-    with pytest.raises(SystemExit) as end, clean_exit():
-        raise KeyboardInterrupt
-    assert end.value.code == 130
+    code = "from common.program import clean_exit\nwith clean_exit():\n    raise KeyboardInterrupt"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert (result.returncode, result.stderr) == (130, "")
     with pytest.raises(SystemExit) as end, clean_exit():
         raise MemoryError
     assert end.value.code == 1

@@ -48,7 +48,7 @@ def cases(full: bool, rng: Random, folder: Path) -> Iterator[Case]:
     if can_mount(folder):
         for size in range(8, 900, 37) if full else (400,):  # kB; all that a run writes has some 350
             yield small_disk(size, flags[16], folder / "disk", whole)
-        for size in (16, 64) if full else ():
+        for size in (16, 48, 64) if full else (16,):
             yield small_shared_memory(size, flags[15], folder / f"shm-{size}")
 
 

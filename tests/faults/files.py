@@ -257,7 +257,8 @@ def checkpoints(folder: Path) -> list[Reader]:
     def new_state():  # in the process that reads, since JAX cannot be forked once it is in use
         config = checkpoint.load_flags(resnet.Config, folder / "15" / "checkpoint.npz")
         params = resnet.init_params(jax.random.key(0), config, 3)
-        return params, resnet.make_optimizer(config).init(params), jax.tree.map(np.copy, params)
+        model = params, resnet.init_batch_stats(params)
+        return *model, resnet.make_optimizer(config).init(params), model
 
     def resume_npz():
         config = checkpoint.load_flags(resnet.Config, folder / "15" / "checkpoint.npz")

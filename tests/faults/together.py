@@ -28,6 +28,7 @@ def cases(full: bool, rng: Random, folder: Path) -> Iterator[Case]:
     }
     for what, (prepare, names) in works.items():
         place = prepared / what
+        shutil.rmtree(place, ignore_errors=True)  # what other parts prepared
         since = time.monotonic()
         yield Case("none", what, wrong_end(run(cleanly(prepare)), (0,)))
         seconds, alone = time.monotonic() - since, files(place, names)

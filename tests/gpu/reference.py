@@ -100,7 +100,7 @@ def loop_of_10(config, sizes, on_device):
         x, y = jnp.asarray(x), jnp.asarray(y)
     optimizer = ten.make_optimizer(sizes)
     params = ten.init_params(jax.random.key(0), sizes)
-    state = [params, optimizer.init(params)]
+    state = [params, ten.init_batch_stats(params), optimizer.init(params)]
     indices = ten.batches(np.random.default_rng(0), len(x), sizes.batch_size)
 
     def step_of(call):
@@ -120,7 +120,7 @@ def loop_of_14(sizes, augment):
     x, y, _, _ = ex.make_data(sizes)
     program = ex.compile_steps(sizes, x, y)
     params = ex.init_params(jax.random.key(0), sizes)
-    state = [params, ex.make_optimizer(sizes).init(params)]
+    state = [params, ex.init_batch_stats(params), ex.make_optimizer(sizes).init(params)]
     indices = ex.batches(np.random.default_rng(0), len(x), sizes.batch_size)
 
     def step_of(call):
