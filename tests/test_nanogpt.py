@@ -387,9 +387,9 @@ def test_resume_after_a_kill(ex, text, tmp_path):
     again = run(16, "--resume", "--out", tmp_path)
     assert again.returncode == 0, again.stderr
     assert f"it has made all {step + 30} steps" in again.stdout
-    assert "more with --steps" in again.stdout
+    assert "give a larger --steps" in again.stdout
     one_sentence(
-        run(16, "--resume", "--out", tmp_path, "--steps", step), f"has {step + 30} steps, --steps {step} is less"
+        run(16, "--resume", "--out", tmp_path, "--steps", step), f"has {step + 30} steps, more than --steps {step}"
     )
     assert (tmp_path / "metrics.csv").read_bytes() == before
 
@@ -721,7 +721,7 @@ def test_sample_py(ex, text, tmp_path):
     assert first[2:] != second[2:]
     assert len(first) == len(second) == 2 + 7 + 40 + 1
     assert "tokens/s on cpu, with the cache" in cached.stderr
-    one_sentence(write("--prompt", "ROMEO#"), "the model does not know '#'")
+    one_sentence(write("--prompt", "ROMEO#"), "the vocabulary lacks '#'")
     one_sentence(write("--prompt", ""), "--prompt is empty")
     one_sentence(write("--top-k", 99), "--top-k 99 is larger than the")
     one_sentence(write("--checkpoint", tmp_path / "none.pt"), "there is no checkpoint")

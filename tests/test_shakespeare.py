@@ -363,7 +363,7 @@ def test_prompt(capsys):
     assert prompt("abc", vocab, prompt="a c\\n") == ["a", "c", "\n"]
     assert capsys.readouterr().out == ""
     assert prompt("abc", vocab, prompt="a dog, b") == ["a", "dog", ",", "b"]
-    assert "--prompt: the vocabulary lacks 'dog', ','," in capsys.readouterr().out
+    assert "--prompt: the vocabulary lacks 'dog', ',';" in capsys.readouterr().out
     assert prompt("abcabcabcabc", vocab) == list("abcabcab")  # ROMEO is not asked for
     assert "it lacks 'ROMEO', ':'; set others with --prompt" in capsys.readouterr().out
     assert prompt("abc", [*vocab, "ROMEO", ":"]) == ["ROMEO", ":", "\n"]
