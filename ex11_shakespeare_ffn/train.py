@@ -70,7 +70,7 @@ def read_tokens(config):
 
 
 def encode(tokens, vocab):
-    """Return a list of tokens as token ids (L,), their positions in the vocabulary."""
+    """Return a list of tokens as token ids (L,), their indices in the vocabulary."""
     ids = {token: i for i, token in enumerate(vocab)}
     return torch.tensor([ids.get(token, 0) for token in tokens])  # (L,)
 

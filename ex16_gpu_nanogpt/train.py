@@ -102,7 +102,7 @@ def read_tokens(config):
 
 
 def encode(tokens, vocab):
-    """Return a text as token ids (L,), its characters' positions in the vocabulary; UserError where one has none."""
+    """Return a text as token ids (L,), the indices of its characters in the vocabulary; UserError where one has none."""
     ids = {token: i for i, token in enumerate(vocab)}
     data.check_characters(tokens, vocab)
     return torch.tensor([ids[token] for token in tokens])  # (L,)
@@ -123,7 +123,7 @@ def make_data(config, train, val, device):
 def batches(config, n, step, device):
     """Yield the indices (B,) of one minibatch after another, from a step on, for ever; they follow from the seed alone.
 
-    Every epoch is a new shuffle of blocks of T tokens, side by side from a new place in the first one on.
+    Every epoch is a new shuffle of blocks of T tokens, side by side, the first of which begins at a random offset.
     """
     size, batch_size = config.block_size, config.batch_size
     blocks = n // size  # which fit wherever the first one begins

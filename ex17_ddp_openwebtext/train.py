@@ -87,7 +87,7 @@ class Config:
 
 PRESETS = {  # what differs from the defaults above
     "laptop": {"layers": 2, "batch_size": 16, "steps": 1_000, "learning_rate": 0.004, "decay_to": 0.0, "compile": True},
-    "gpt2": {  # nanoGPT's config/train_gpt2.py: 480 x 1,024 = 491,520 tokens a step
+    "gpt2": {  # nanoGPT's config/train_gpt2.py: 480 x 1,024 = 491,520 tokens per step
         **{"block_size": 1024, "layers": 12, "heads": 12, "channels": 768, "batch_size": 480, "micro_batch": 32},
         **{"steps": 600_000, "learning_rate": 6e-4, "warmup_steps": 2_000, "eval_every": 2_000},
         **{"compile": True, "whole": True},
@@ -128,7 +128,7 @@ def read_samples(config, tokens, starts, device):
 def batches(config, n, step, device):
     """Yield the indices (B,) of one minibatch after another, from a step on, for ever; they follow from the seed alone.
 
-    Every epoch is a new shuffle of blocks of T tokens, side by side from a new place in the first one on.
+    Every epoch is a new shuffle of blocks of T tokens, side by side, the first of which begins at a random offset.
     """
     size, batch_size = config.block_size, config.batch_size
     blocks = n // size  # which fit wherever the first one begins
