@@ -102,7 +102,7 @@ def read_tokens(config):
 
 
 def encode(tokens, vocab):
-    """Return a text as token ids (L,), the indices of its characters in the vocabulary; UserError where one has none."""
+    """Return a text as token ids (L,), the indices of its characters in the vocabulary; UserError if one has none."""
     ids = {token: i for i, token in enumerate(vocab)}
     data.check_characters(tokens, vocab)
     return torch.tensor([ids[token] for token in tokens])  # (L,)

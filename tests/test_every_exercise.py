@@ -173,7 +173,7 @@ def test_an_interrupted_run_can_be_drawn(tmp_path):
     assert result.stdout == f"{tmp_path / 'loss.png'}\n", result.stderr
     assert (tmp_path / "loss.png").stat().st_size > 10_000
     result = subprocess.run([*command[:3], tmp_path / "none"], capture_output=True, text=True, cwd=ROOT)
-    one_sentence(result, "there is no", "metrics.csv: name the --out of a run")
+    one_sentence(result, "there is no", "metrics.csv: give the --out of a run")
 
 
 @pytest.mark.parametrize("kibibytes", [7, 8])
@@ -358,7 +358,7 @@ def test_empty_out_is_refused(number, capsys):
 @pytest.mark.parametrize(
     ("flags", "hint"),
     [
-        (("--prompt", "-JULIET"), "behind an equals sign: --prompt=-JULIET"),
+        (("--prompt", "-JULIET"), "after an equals sign: --prompt=-JULIET"),
         (("--compile=False",), "write --compile for yes, and --no-compile for no"),
         (("--compile", "true"), "write --compile for yes, and --no-compile for no"),
     ],
