@@ -53,7 +53,7 @@ def read(data: Path | None = None, whole: bool = False, val_share: float | None 
         raise DataError(f"--val-share must be above 0 and below 1, not {val_share}")
     if dry_run:
         tokens = np.random.default_rng(0).integers(0, 256, 600_000, np.uint16)
-        return tokens[:-20_000], tokens[-20_000:], encoding(dry_run)
+        return tokens[:-5_000], tokens[-5_000:], encoding(dry_run)
     folder = data_dir() / "openwebtext" / _name(data, whole, val_share)
     try:
         if not _is_prepared(folder):  # if it is, the folder need not be writable

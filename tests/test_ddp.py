@@ -243,8 +243,8 @@ def test_others_that_do_not_come(tmp_path):
     ("world", "flags", "message"),
     [
         (3, [], "--batch-size 8 must be a multiple of the 3 processes"),
-        (1_300, ["--batch-size", 1_300], "20000 validation tokens are too few for 1300 processes"),
-        (1, ["--block-size", 20_000], "20000 validation tokens are too few for 1 processes"),
+        (1_300, ["--batch-size", 1_300], "5000 validation tokens are too few for 1300 processes"),
+        (1, ["--block-size", 20_000], "5000 validation tokens are too few for 1 processes"),
     ],
 )
 def test_processes_that_do_not_fit(world, flags, message, tmp_path):
