@@ -291,10 +291,9 @@ def _config(kind, flags: dict):
         default = field.default
         if isinstance(default, Path) or (default is None and isinstance(value, str)):
             value = Path(value)
-        like = (int, float) if isinstance(default, float) else type(default)
-        if default is not None and (
-            not isinstance(value, like) or isinstance(value, bool) != isinstance(default, bool)
-        ):
+        like = field.type if default is None else type(default)
+        like = like | int if like in (float, float | None) else like
+        if not isinstance(value, like) or (isinstance(value, bool) and not isinstance(default, bool)):
             raise ValueError(f"{field.name} is {value!r}")
         values[field.name] = value
     return kind(**values)

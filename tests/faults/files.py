@@ -262,7 +262,7 @@ def checkpoints(folder: Path) -> list[Reader]:
 
     def resume_npz():
         config = checkpoint.load_flags(resnet.Config, folder / "15" / "checkpoint.npz")
-        config.steps += 1
+        config.steps = (config.steps or 0) + 1
         state, step, run = checkpoint.resume_jax(config, new_state())
         return jax.tree.leaves(state), step, run
 
