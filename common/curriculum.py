@@ -1,7 +1,5 @@
 """The list of exercises: the one place that knows their numbers, folders, parents and sentences."""
 
-import ast
-import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -124,17 +122,3 @@ EXERCISES = (
 def find_exercise(name: int | str) -> Exercise | None:
     """Return the exercise of a number (7) or of a folder's name ("ex07_mnist_mlp"); None where there is none."""
     return next((exercise for exercise in EXERCISES if name in (exercise.number, exercise.folder)), None)
-
-
-def changed_lines(parent: str, child: str) -> int:
-    """Count the lines added and removed between two programs, module docstrings and indentation left out."""
-    before, after = _code_lines(parent), _code_lines(child)
-    blocks = difflib.SequenceMatcher(None, before, after).get_matching_blocks()
-    return len(before) + len(after) - 2 * sum(block.size for block in blocks)
-
-
-def _code_lines(source: str) -> list[str]:
-    body = ast.parse(source).body
-    has_docstring = body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant)
-    first = body[0].end_lineno if has_docstring else 0
-    return [line.strip() for line in source.splitlines()[first:]]

@@ -3,7 +3,8 @@
 import ast
 import re
 
-from common.curriculum import EXERCISES, ROOT, changed_lines, find_exercise
+from common.cli.diff import changed_lines
+from common.curriculum import EXERCISES, ROOT, find_exercise
 
 import pytest
 from helpers import BUILT, train_py

@@ -13,17 +13,18 @@ from pathlib import Path
 
 from common import UserError
 from common.cli import course, diff, folder, judge, site
+from common.cli.check import figure_flags
 from common.cli.html import code_lines
 from common.cli.review import write_review
 from common.curriculum import EXERCISES, ROOT, find_exercise
 
 import pytest
-from helpers import BUILT, one_sentence, train_py
+from helpers import BUILT, load, numbers, one_sentence, train_py
 
 RESULT = {
     "exercise": "ex04_softmax",
     "seed": 0,
-    "config": {"steps": 500, "learning_rate": 0.1, "seed": 0, "out": "out"},
+    "config": {"steps": 1000, "learning_rate": 0.1, "eval_every": 10, "seed": 0, "out": "out"},
     "metrics": {"loss": 0.4706, "accuracy": 0.7512},
     "baselines": {"ln 3": 1.0986, "Bayes": 0.4705},
     "seconds": 0.6,
@@ -274,7 +275,8 @@ def review(number: int, path: Path | None, tmp_path: Path) -> str:
 
 def test_review(mine, tmp_path):
     source = (mine / "train.py").read_text(encoding="utf-8")
-    (mine / "train.py").write_text(source.replace("learning_rate: float = 0.1 ", "learning_rate: float = 0.3 "))
+    assert "    eval_every: int = 10 " in source
+    (mine / "train.py").write_text(source.replace("    eval_every: int = 10 ", "    eval_every: int = 50 "))
     (mine / "out" / "samples.txt").write_text("--- step 0\nROMEO:\n")
     html = review(4, mine, tmp_path)
     page = assert_harmless(html)
@@ -290,7 +292,7 @@ def test_review(mine, tmp_path):
     assert "abc123-dirty" in text
     assert "ROMEO:" in text
     assert "data:image/png;base64,iVBORw0KGgo" in html
-    assert html.count("<mark") == 2  # steps and learning_rate are not those of the program
+    assert re.findall(r">(\w+)</th><td><mark", html) == ["eval_every"]  # all else is the program's default
     for i, line in enumerate((mine / "train.py").read_text(encoding="utf-8").splitlines(), 1):
         assert f'id="L{i}"' in html
         assert line in page.text
@@ -518,6 +520,56 @@ def test_check_dry_run(first):
     assert "expected" not in output
 
 
+IMAGES = """
+import dataclasses, sys
+from pathlib import Path
+from common.program import clean_exit
+from common.record import Run
+import tyro
+
+@dataclasses.dataclass
+class Config:
+    data: Path = Path("imagenette")
+    steps: int | None = None
+    eval_every: int = 10
+    seed: int = 0
+    out: Path = Path("out")
+    dry_run: bool = False
+
+def main(config):
+    with Run(config, {"ln 10": 2.3}) as run:
+        run.record(0, "train", loss=2.3 + config.seed)
+        run.finish(validation_accuracy=ACCURACY, validation_loss=1.6)
+    (run.out / "loss.png").write_bytes(b"\\x89PNG\\r\\n\\x1a\\n")
+
+if __name__ == "__main__":
+    with clean_exit():
+        main(tyro.cli(Config))
+"""
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "said"),
+    [
+        (0.601, "ok    validation accuracy 60.1 %, expected 59.7 ± 2.3 %"),
+        (0.2, "short validation accuracy 20.0 %, expected 59.7 ± 2.3 %: short by 39.7 points"),
+    ],
+)
+def test_check_runs_what_was_measured(tmp_path, monkeypatch, accuracy, said):
+    """Exercise 15 is run on the data of the README's figure, which are there, and so can be compared with it."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "train.py").write_text(IMAGES.replace("ACCURACY", str(accuracy)))
+    monkeypatch.setenv("RAMPUP_DATA", str(tmp_path / "data"))
+    mine, sample = folder.read_folder(find_exercise(15), tmp_path / "mine"), tmp_path / "data" / "imagenet_sample"
+    assert figure_flags(find_exercise(15), mine) == ["--steps", "800", "--eval-every", "100"]  # else on the default's
+    sample.mkdir(parents=True)
+    result = rampup("check", 15, "--folder", tmp_path / "mine")
+    assert result.stderr == ""
+    assert f"\nthe run in full: --data {sample} --steps 800 --eval-every 100\n" in result.stdout
+    assert f"\n{said}\n" in result.stdout
+    assert result.returncode == said.startswith("short"), result.stdout
+
+
 def test_check_refuses(tmp_path):
     one_sentence(rampup("check", 1, "--folder", tmp_path), "no train.py in")
 
@@ -529,19 +581,68 @@ def judged(series: dict, **result) -> dict[str, str]:
     return {f"{finding.mark} {finding.text}": finding.hint for finding in judge.judge(find_exercise(8), made)}
 
 
-@pytest.mark.parametrize("number", [15, 16, 17])
-def test_a_run_with_other_data_is_not_compared(number):
-    """The README's figure is of a sample, or of a preset for CPUs: only such a run can fall short of it."""
+def compared(number: int, source: str, flags: dict) -> str:
+    """Return what is said about the expected figure to a run of an exercise that learned nothing."""
     metric = course.expected(find_exercise(number))[0].metric
-    measured = {"data": "data/imagenet_sample", "preset": "nanogpt-cpu"} | (
-        {"data": "openwebtext_sample"} if number == 17 else {}
-    )
-    marks = {}
-    for name, config in (("same", measured), ("other", {"data": None, "preset": "nanogpt"})):
-        record = RESULT | {"metrics": {metric: 0.0 if "accuracy" in metric else 99.0}, "config": config}
-        findings = judge.judge(find_exercise(number), folder.Folder(ROOT, "", result=record, series={}))
-        marks[name] = [finding.mark for finding in findings if "expected" in finding.text][:1]
-    assert marks == {"same": ["short"], "other": ["note"]}
+    record = RESULT | {"metrics": {metric: 0.0 if "accuracy" in metric else 99.0}, "config": flags}
+    findings = judge.judge(find_exercise(number), folder.Folder(ROOT, source, result=record, series={}))
+    return next(f"{finding.mark} {finding.text}" for finding in findings if "expected" in finding.text)
+
+
+def measured_flags(number: int) -> dict:
+    """Return the flags of the run that an exercise's figure is of, as result.json records them."""
+    ex = load(number)
+    config = ex.Config()
+    if number in (16, 17):
+        config = ex.defaults(device="cpu")  # with the values of its preset
+    flags = {name: str(value) if isinstance(value, Path) else value for name, value in vars(config).items()}
+    if number == 15:
+        flags |= {"data": "data/imagenet_sample", "steps": 800, "epochs": 800 / 7}
+    return flags | ({"data": "openwebtext_sample"} if number == 17 else {})
+
+
+@numbers
+def test_a_run_with_the_measured_flags_is_compared(number):
+    source, flags = train_py(number).read_text(encoding="utf-8"), measured_flags(number)
+    assert compared(number, source, flags).startswith("short ")
+    other = {"seed": 7, "out": "elsewhere", "device": "cuda", "eval_every": 7}  # which change nothing
+    assert compared(number, source, flags | other).startswith("short ")
+    assert compared(number, "", {} if number < 15 else flags).startswith("short ")  # a program that says no more
+
+
+@numbers
+def test_a_run_with_other_flags_is_not_compared(number):
+    source, flags = train_py(number).read_text(encoding="utf-8"), measured_flags(number)
+    found = compared(number, source, flags | {"steps": 10})
+    assert found.startswith("note not compared with the expected ")
+    assert found.endswith(" which is of the default flags: this run has --steps 10" if number < 15 else "--steps 10")
+    found = compared(number, source, flags | {"learning_rate": 0.123, "batch_size": 3})
+    assert found.endswith(": this run has --batch-size 3, --learning-rate 0.123")
+    found = compared(number, source, {name: -1 for name in flags})
+    assert not re.search("--(seed|out|device)", found)
+    assert ("more" in found) == (len(re.findall(r"--\S+ -1", found)) == judge.MOST_FLAGS)
+
+
+def test_a_run_of_other_data_or_of_another_size_is_not_compared():
+    found = {n: compared(n, "", measured_flags(n) | {"data": "mine", "preset": "best"}) for n in (15, 16, 17)}
+    of = "--data imagenet_sample --steps 800 --eval-every 100: this run has --data mine"
+    assert found[15] == f"note not compared with the expected 59.7 ± 2.3 %, which is of {of}"
+    assert found[16].endswith(" which is of --preset nanogpt-cpu: this run has --preset best")
+    of = "--data openwebtext_sample --preset laptop: this run has --data mine, --preset best"
+    assert found[17].endswith(f" which is of {of}")
+    source = train_py(17).read_text(encoding="utf-8")
+    assert compared(17, source, measured_flags(17) | {"data": None}).endswith("this run has no --data")
+    assert compared(17, source, measured_flags(17) | {"muon": True}).endswith("this run has --muon")
+    assert compared(17, source, measured_flags(17) | {"bfloat16": False}).endswith("this run has --no-bfloat16")
+
+
+def test_defaults():
+    source = 'PRESETS = {"big": {"hidden": 9, **OTHER}, "small": OTHER, **OTHER, f(): 1}\n'
+    source += "class Config:\n    hidden: int = 1\n    width: int = 2 * 3\n    flag: bool\n    x.y: int = 4\n"
+    assert folder.defaults(source) == {"hidden": 1}
+    assert folder.defaults(source, "big") == {"hidden": 9}
+    assert folder.defaults(source, "small") == folder.defaults(source, "none") == {"hidden": 1}
+    assert folder.defaults("class Config(") == folder.defaults("PRESETS = f()\n", "big") == {}
 
 
 def test_hints():

@@ -15,8 +15,9 @@ from typing import BinaryIO
 
 from common.cli.course import train_py
 from common.cli.folder import MAX_CSV, Folder, read_bytes, read_folder, read_run, size, visible
-from common.cli.judge import Finding, judge
+from common.cli.judge import MEASURED, Finding, judge
 from common.curriculum import Exercise
+from common.data import data_dir
 
 from rich.console import Console
 from rich.text import Text
@@ -110,14 +111,25 @@ def findings(exercise: Exercise, folder: Folder, temporary: Path, dry_run: bool,
     if dry_run:
         return
 
-    console.print(Text("the run in full:", "dim"))
-    if wrong := failure("the run", run(folder, temporary / "full", screen=True)):
+    flags = figure_flags(exercise, folder)
+    console.print(Text(" ".join(["the run in full:", *flags]), "dim"))
+    if wrong := failure("the run", run(folder, temporary / "full", *flags, screen=True)):
         yield wrong
         return
     ran = Folder(folder.path, folder.source)
     read_run(ran, temporary / "full")
     yield from (Finding("short", problem) for problem in ran.problems)
     yield from judge(exercise, ran)
+
+
+def figure_flags(exercise: Exercise, folder: Folder) -> list[str]:
+    """Return the flags of the run that the README's figure is of, as far as the program has them and the data exist."""
+    flags = []
+    for name, value in MEASURED.get(exercise.number, {}).items():
+        path = data_dir().resolve() / str(value)
+        if re.search(f"^    {name}: ", folder.source, re.M) and (name != "data" or path.is_dir()):
+            flags += [f"--{name.replace('_', '-')}", str(path if name == "data" else value)]
+    return flags
 
 
 def written(out: Path) -> Path:

@@ -1,5 +1,6 @@
 """The difference between two programs: rows of old and new lines side by side, with the changed words marked."""
 
+import ast
 import re
 import warnings
 from collections import Counter
@@ -7,8 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from itertools import groupby
-
-from common.curriculum import changed_lines
 
 from rich.console import Console
 from rich.text import Text
@@ -112,6 +111,20 @@ def stat(old: str, new: str, budget: int | None = None) -> str:
         return "the changed lines cannot be counted: one of the two is not valid Python"
     text = f"{count} changed line{'s' * (count != 1)}"
     return text if budget is None else f"{text}, budget {budget}"
+
+
+def changed_lines(parent: str, child: str) -> int:
+    """Count the lines added and removed between two programs, module docstrings and indentation left out."""
+    before, after = _code_lines(parent), _code_lines(child)
+    blocks = SequenceMatcher(None, before, after).get_matching_blocks()
+    return len(before) + len(after) - 2 * sum(block.size for block in blocks)
+
+
+def _code_lines(source: str) -> list[str]:
+    body = ast.parse(source).body
+    has_docstring = body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant)
+    first = body[0].end_lineno if has_docstring else 0
+    return [line.strip() for line in source.splitlines()[first:]]
 
 
 def print_diff(console: Console, rows: list[Row]) -> None:

@@ -1,10 +1,12 @@
 """An exercise's folder, read without trust: nothing in it is run, nothing outside it is read, all sizes are limited."""
 
+import ast
 import io
 import json
 import os
 import re
 import stat
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -160,6 +162,35 @@ def read_metrics(path: Path) -> dict[tuple[str, str], list[tuple[int, float]]]:
         except ValueError:
             raise ValueError(f'its line {number} is not "step,split,metric,value" with two numbers') from None
     return {(visible(split), visible(metric)): points for (split, metric), points in series.items()}
+
+
+def defaults(source: str, preset: object = None) -> dict[str, object]:
+    """Return the values that a train.py writes out in class Config, by name; the program is not run.
+
+    If its PRESETS has a preset of this name, what is written there replaces them.
+    """
+    try:
+        body = ast.parse(source).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return {}
+    fields = {}
+    for node in (node for cls in body if isinstance(cls, ast.ClassDef) and cls.name == "Config" for node in cls.body):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            fields[node.target.id] = node.value
+    for node in body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "PRESETS":
+            fields |= entries(entries(node.value).get(preset))
+    values = {}
+    for name, node in fields.items():
+        with suppress(ValueError, TypeError, RecursionError):  # no literal
+            values[name] = ast.literal_eval(node)
+    return values
+
+
+def entries(node: ast.expr | None) -> dict[object, ast.expr]:
+    """Return the values of a dict that is written out, by those of its keys that are plain."""
+    pairs = zip(node.keys, node.values) if isinstance(node, ast.Dict) else []
+    return {key.value: value for key, value in pairs if isinstance(key, ast.Constant)}
 
 
 def list_files(folder: Folder) -> None:

@@ -3,14 +3,20 @@
 from dataclasses import dataclass
 
 from common.cli.course import Exercise, Expected, expected
-from common.cli.folder import Folder
+from common.cli.folder import SHOWN, Folder, defaults, visible
 
 LOSSES = ("test_loss", "validation_loss", "loss")
-MEASURED = {  # flags of the run that the README's figure is of, if its data or its size depends on the machine
-    15: {"data": "imagenet_sample"},
+MEASURED = {  # flags of the run that the README's figure is of, where they are not the defaults of every machine
+    15: {"data": "imagenet_sample", "steps": 800, "eval_every": 100},
     16: {"preset": "nanogpt-cpu"},
-    17: {"data": "openwebtext_sample"},
+    17: {"data": "openwebtext_sample", "preset": "laptop"},
 }
+NO_DIFFERENCE = {  # flags that say where, how fast, or how often is looked, and not what is trained
+    *("seed", "out", "device", "workers", "compile", "micro_batch", "timeout", "resume", "overwrite", "eval_every"),
+    *("prompt", "max_new_tokens", "temperature", "top_k", "top_p"),
+    "epochs",  # the record has them in steps, too
+}
+MOST_FLAGS = 5  # of a run that differ from the figure's, and are named
 
 
 @dataclass(frozen=True)
@@ -28,19 +34,38 @@ def judge(exercise: Exercise, folder: Folder) -> list[Finding]:
         text = "the run was interrupted or has not ended yet: there are no final figures"
         hint = "run it again" + ", with --resume" * ("resume" in folder.result.get("config", {}))
         return [Finding("short", text, hint), *first_loss(folder), *last_losses(folder)]
-    figures, config = expected(exercise) if folder.result else [], folder.result.get("config", {})
-    other = [
-        f"--{name} {value}"
-        for name, value in MEASURED.get(exercise.number, {}).items()
-        if not str(config.get(name)).endswith(value)
-    ]
-    if figures and other:
-        findings = [Finding("note", f"expected {figures[0].text} is for {', '.join(other)}: this is another run")]
+    figures = expected(exercise) if folder.result else []
+    if figures and (other := other_flags(exercise, folder)):
+        measured = " ".join(flag(name, value) for name, value in MEASURED.get(exercise.number, {}).items())
+        text = f"not compared with the expected {figures[0].text}, which is of {measured or 'the default flags'}"
+        findings = [Finding("note", f"{text}: this run has {other}")]
     else:
         findings = [compare_with(figure, folder.result["metrics"]) for figure in figures]
     if folder.result and not findings:
         findings.append(Finding("note", "the exercise's README gives no figure to compare with yet"))
     return [*findings, *baseline(folder), *first_loss(folder), *last_losses(folder)]
+
+
+def other_flags(exercise: Exercise, folder: Folder) -> str:
+    """Return the flags of a run that make it another one than the figure's, "--steps 10"; nothing if none does."""
+    measured, config = MEASURED.get(exercise.number, {}), folder.result["config"]
+    flags = []
+    for name, value in (defaults(folder.source, measured.get("preset")) | measured).items():
+        there = config.get(name)
+        same = str(there).endswith(value) if name in measured and name == "data" else there == value
+        known = name in config or name == "data"
+        if known and not same and name not in NO_DIFFERENCE:
+            flags.append(flag(name, there))
+    more = len(flags) - MOST_FLAGS
+    return ", ".join(flags[:MOST_FLAGS]) + (f" and {more} more" if more > 0 else "")
+
+
+def flag(name: str, value: object) -> str:
+    """Return a flag as it is typed, "--batch-size 128"."""
+    name = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    return f"no --{name}" if value is None else f"--{name} {visible(str(value))[:SHOWN]}"
 
 
 def compare_with(figure: Expected, metrics: dict[str, float]) -> Finding:

@@ -1,6 +1,5 @@
 """One HTML file with all that a mentor needs to review an exercise; nothing in the folder is run to make it."""
 
-import ast
 import subprocess
 import zipfile
 from datetime import date
@@ -9,7 +8,7 @@ from pathlib import Path
 from common import UserError
 from common.cli.course import find, train_py
 from common.cli.diff import COUNTED, stat
-from common.cli.folder import SHOWN, Folder, is_portable, read_folder, size, visible
+from common.cli.folder import SHOWN, Folder, defaults, is_portable, read_folder, size, visible
 from common.cli.html import code_lines, data_uri, diff_parts, render
 from common.cli.judge import judge
 from common.curriculum import ROOT, Exercise
@@ -101,21 +100,6 @@ def pairs(result: dict, name: str) -> list[tuple[str, object]]:
 def shown(value: object) -> str:
     """Return a value of result.json as text of bounded length."""
     return "none" if value is None else visible(str(value))[:SHOWN]
-
-
-def defaults(source: str) -> dict[str, object]:
-    """Return the values of class Config that are written out in a train.py, by name; the program is not run."""
-    try:
-        body = ast.parse(source).body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return {}
-    values = {}
-    for node in (node for cls in body if isinstance(cls, ast.ClassDef) and cls.name == "Config" for node in cls.body):
-        try:
-            values[node.target.id] = ast.literal_eval(node.value)
-        except (AttributeError, ValueError, TypeError):  # no field, or no literal
-            continue
-    return values
 
 
 def history(folder: Folder) -> list[tuple[str, str, bool]]:
