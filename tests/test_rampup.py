@@ -283,7 +283,7 @@ def test_review(mine, tmp_path):
     text = " ".join(page.text.split())
     assert find_exercise(4).sentence in text
     assert "loss 0.4706, expected 0.4740 ± 0.0049" in text
-    assert "accuracy 75.12 %, expected 80.61 ± 0.48 %: short by 5.49 points" in text
+    assert "accuracy 75.12 %, expected 80.61 ± 0.48 %: too low by 5.49 points" in text
     assert "loss 0.4706 against the baseline ln 3, 1.099" in text
     assert "first loss 1.1, ln 3 is 1.099" in text
     assert "Changes from exercise 3" in text
@@ -489,7 +489,11 @@ def test_check_of_a_right_program(first):
     assert re.search(r"^result: loss=0.01", output, re.M)  # the run itself is seen
     assert re.search(r"^ok    loss 0.01\d+, expected 0.01004 ± 0.00002$", output, re.M)
     assert "short" not in output
-    assert sorted(p.name for p in path.iterdir()) == ["train.py"]  # it leaves nothing behind
+    assert sorted(p.name for p in path.iterdir()) == ["out", "train.py"]  # the run is kept, and nothing else
+    assert "loss 0.01" in rampup("review", 1, cwd=path).stdout + (path / "review_ex01_linreg_numpy.html").read_text()
+    before = (path / "out" / "result.json").read_bytes()
+    assert check(path)[0] == 0
+    assert (path / "out" / "result.json").read_bytes() == before  # an earlier run is not replaced
 
 
 @pytest.mark.parametrize(
@@ -501,7 +505,7 @@ def test_check_of_a_right_program(first):
             "the same seed gives another metrics.csv",
         ),
         ("np.random.default_rng(config.seed)", "np.random.default_rng(0)", "another seed gives the same metrics.csv"),
-        ("steps: int = 1_000", "steps: int = 3", "short by"),
+        ("steps: int = 1_000", "steps: int = 3", "too high by"),
         ("learning_rate: float = 0.1", "learning_rate: float = 1e-7", "it hardly falls"),
         ("def main(", "def mein(", "--dry-run ends with exit code 1"),
         ("run.finish(", "dict(", "it does not write result.json"),
@@ -552,7 +556,7 @@ if __name__ == "__main__":
     ("accuracy", "said"),
     [
         (0.601, "ok    validation accuracy 60.1 %, expected 59.7 ± 2.3 %"),
-        (0.2, "short validation accuracy 20.0 %, expected 59.7 ± 2.3 %: short by 39.7 points"),
+        (0.2, "short validation accuracy 20.0 %, expected 59.7 ± 2.3 %: too low by 39.7 points"),
     ],
 )
 def test_check_runs_what_was_measured(tmp_path, monkeypatch, accuracy, said):
@@ -568,6 +572,59 @@ def test_check_runs_what_was_measured(tmp_path, monkeypatch, accuracy, said):
     assert f"\nthe run in full: --data {sample} --steps 800 --eval-every 100\n" in result.stdout
     assert f"\n{said}\n" in result.stdout
     assert result.returncode == said.startswith("short"), result.stdout
+
+
+FREE = """
+import numpy as np
+rng = np.random.default_rng(3)
+x = rng.uniform(0, 100, 10000)
+x = (x - x.mean()) / x.std()
+y = 3 * x + 2 + 0.1 * rng.standard_normal(10000)
+w, b = 0.0, 0.0
+for step in range(500):
+    i = rng.integers(0, 10000, 500)
+    e = w * x[i] + b - y[i]
+    w -= 0.1 * 2 * (e * x[i]).mean()
+    b -= 0.1 * 2 * e.mean()
+    if step % 50 == 0:
+        print("step", step, "loss:", (e**2).mean())
+print("final loss", ((w * x + b - y) ** 2).mean())
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("", "", None),
+        ("w -= 0.1", "w += 0.1", "it rises: does the update subtract the gradient"),
+        ("0.1 * 2", "2.5 * 2", "lower the learning rate; is there a logarithm of 0"),
+        ("0.1 * 2", "1e-9 * 2", "it hardly falls"),
+        ("(e**2).mean()", "-(e**2).mean()", "none of this course's losses can be below 0"),
+        ("import numpy as np", "import numpy as np\nimport torch", "it is in PyTorch; this exercise is in numpy"),
+        ("loss", "value", "it prints no loss that can be read"),
+        ("w, b = 0.0, 0.0", "w, b = 0.0, None", "the program ends with exit code 1"),
+        ("e = w", "e, w, b = 0, 0, 1 / 0 if step > 300 else 0.0; e = w", "ZeroDivisionError"),
+    ],
+)
+def test_check_of_a_program_of_ones_own_making(tmp_path, old, new, said):
+    """Without Run, flags or functions: what it prints is judged, and its fault is named."""
+    (tmp_path / "train.py").write_text(FREE.replace(old, new) if old else FREE)
+    result = rampup("check", 1, cwd=tmp_path)
+    assert result.stdout.startswith(f"checking {tmp_path / 'train.py'} as exercise 1\n")
+    if said:
+        assert said in result.stdout
+        assert result.returncode == 1
+    else:
+        assert "ok    the losses that it prints go from 1" in result.stdout
+        assert re.search(r"^ok    loss 0.0\d+, expected 0.01004", result.stdout, re.M)
+        assert "short" not in result.stdout
+        assert result.returncode == 0
+    assert [p.name for p in tmp_path.iterdir()] == ["train.py"]
+
+
+def test_check_says_that_it_runs_the_reference(tmp_path):
+    first_line = rampup("check", 1, "--dry-run", cwd=tmp_path).stdout.splitlines()[0]
+    assert first_line.endswith(" as exercise 1, the reference solution (--folder PATH: your own)")
 
 
 def test_check_refuses(tmp_path):
@@ -653,17 +710,66 @@ def test_hints():
     found = judged({("train", "loss"): [(0, 0.1), *falling[1:]]})
     assert "among the inputs" in found["note first loss 0.1, ln 10 is 2.303"]
     found = judged({("train", "loss"): [(step, 2.3) for step in range(200)]})
-    assert any("overfit one batch" in hint for hint in found.values())
+    assert any("learn one batch by heart" in hint for hint in found.values())
+    rising = {("train", "loss"): [(step, 2.3 + step / 100) for step in range(200)]}
+    assert any("it rises: does the update subtract" in hint for hint in judged(rising).values())
+    back = {("train", "loss"): [(step, 0.5 + 1.8 * abs(step - 100) / 100) for step in range(200)]}
+    assert any("are the gradients zeroed" in hint for hint in judged(back).values())
+    noisy = {("train", "loss"): [(step, 2.3 / (1 + step) * (0.6 + step % 7 / 8)) for step in range(200)]}
+    assert not any(found.startswith("short train") for found in judged(noisy))
+    found = judged({("all", "loss"): [(0, 2.3), (1, 0.1), (2, 0.2), (3, 0.3), (4, 0.4)]})
+    assert "look at the update" in found["note the loss of all samples was least at step 1, 0.1, and is 0.4 at the end"]
     found = judged({("test", "loss"): [(0, 2.3), (1, 0.1), (2, 0.2), (3, 0.3), (4, 0.4)]})
     assert found["note the test loss was least at step 1, 0.1, and is 0.4 at the end"]
     found = judged({}, metrics={"test_loss": 2.5, "test_accuracy": 0.2})
-    assert "short test loss 2.5 against the baseline ln 10, 2.303" in found
-    assert "short test accuracy 20.00 %, expected 98.50 ± 0.03 %: short by 78.50 points" in found
+    assert "do the labels belong" in found["short loss 2.5 against the baseline ln 10, 2.303"]
+    assert "short test accuracy 20.00 %, expected 98.50 ± 0.03 %: too low by 78.50 points" in found
+    found = judged({}, metrics={"test_loss": 2.5, "test_accuracy": 0.72})
+    assert "72% is far from chance" in found["short loss 2.5 against the baseline ln 10, 2.303"]
     found = judged({}, metrics={"test_loss": 0.01, "test_accuracy": 0.999})
     assert "note test accuracy 99.90 %, expected 98.50 ± 0.03 %: better by 1.40 points" in found
     found = judged({}, metrics={"loss": 0.1}, baselines={})
     assert "short test accuracy is not in result.json" in found
     assert "short result.json has no baseline or no loss" in found
+
+
+def test_a_loss_that_cannot_be():
+    """A minus that is missing is no success, whatever else the figures say."""
+    uphill = [(step, -2.3 - step / 100) for step in range(200)]
+    found = judged({("train", "loss"): uphill}, metrics={"test_loss": -8.9, "test_accuracy": 0.99})
+    assert len(found) == 2
+    assert "is the minus missing" in found["short a loss of -8.9, but none of this course's losses can be below 0"]
+    assert "lacks its minus" in found["short first loss -2.3, ln 10 is 2.303"]
+    baselines = {"predict the mean": 9.0, "noise floor": 0.01}
+    found = findings_of(1, {"loss": 0.005}, baselines)
+    assert "have a factor" in found["short loss 0.005 is far below the noise floor of its own data, 0.01"]
+
+
+def findings_of(number: int, metrics: dict, baselines: dict) -> dict[str, str]:
+    """Return what is found in a made-up run of an exercise."""
+    record = RESULT | {"metrics": metrics, "baselines": baselines, "config": {}}
+    made = folder.Folder(ROOT, "", result=record, series={})
+    return {f"{finding.mark} {finding.text}": finding.hint for finding in judge.judge(find_exercise(number), made)}
+
+
+def test_a_run_at_the_floor_of_other_data():
+    """A right exercise 4 with data of its own is right; one that stops above its floor is not."""
+    baselines = {"ln 3": 1.0986, "Bayes": 0.5129}
+    found = findings_of(4, {"loss": 0.5131, "accuracy": 0.784}, baselines)
+    assert "ok loss 0.5131 is at the Bayes of its own data, 0.5129: no program can do better" in found
+    assert not any(finding.startswith("short") for finding in found)
+    found = findings_of(4, {"loss": 0.6, "accuracy": 0.75}, baselines)
+    assert any(finding.startswith("short accuracy 75.00 %") for finding in found)
+
+
+def test_a_target_of_another_shape():
+    found = findings_of(2, {"loss": 9.1}, {"predict the mean": 9.01, "noise floor": 0.01})
+    assert "(B,) minus (B, 1) is (B, B)" in found["short loss 9.1 against the baseline predict the mean, 9.01"]
+
+
+def test_a_run_that_diverged_has_readable_figures():
+    found = findings_of(1, {"loss": 5.4e162}, {"predict the mean": 9.01, "noise floor": 0.01})
+    assert max(map(len, found)) < 120
 
 
 # the site

@@ -1,7 +1,9 @@
 """Is this program right? Runs a train.py with --dry-run and in full, and says line by line what falls short."""
 
+import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,15 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from common.cli.course import train_py
+from common.cli.course import framework, train_py
 from common.cli.folder import MAX_CSV, Folder, read_bytes, read_folder, read_run, size, visible
-from common.cli.judge import MEASURED, Finding, judge
-from common.curriculum import Exercise
+from common.cli.judge import MEASURED, Finding, judge, judge_printed
+from common.curriculum import ROOT, Exercise
 from common.data import data_dir
 
 from rich.console import Console
 from rich.text import Text
 
+LONG_LIMIT = 600  # seconds after which a program without our flags is stopped
 LIMIT = 120  # seconds after which a dry run is stopped
 PROMISED = 20  # seconds that it may take
 MOST = 10**7  # bytes that a dry run may print
@@ -49,18 +52,30 @@ def check(console: Console, exercise: Exercise, path: Path | None, dry_run: bool
         if number and signal.getsignal(number) == signal.SIG_DFL:
             signal.signal(number, lambda number, _: sys.exit(128 + number))
     folder = read_folder(exercise, path)
-    right = True
+    own = not folder.path.samefile(ROOT / exercise.folder)
+    what = "" if own else ", the reference solution (--folder PATH: your own)"
+    console.print(f"checking {visible(str(folder.path / 'train.py'))} as exercise {exercise.number}{what}")
+    right, out = True, folder.path / "out"
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
         for finding in findings(exercise, folder, Path(temporary), dry_run, console):
             right = right and finding.mark != "short"
             console.print(Text.assemble((f"{finding.mark:6}", STYLES[finding.mark]), finding.text))
             if finding.hint:
                 console.print(Text(f"      {finding.hint}", "dim"))
+        if own and not dry_run and not os.path.lexists(out) and (Path(temporary) / "full").is_dir():
+            with suppress(OSError, shutil.Error):  # of a folder that cannot be written to
+                shutil.copytree(Path(temporary) / "full", out)
+                console.print(Text(f"the run is kept in {visible(str(out))}, where `rampup review` finds it", "dim"))
     return right
 
 
 def findings(exercise: Exercise, folder: Folder, temporary: Path, dry_run: bool, console: Console) -> Iterator[Finding]:
     """Yield each finding as soon as it is known; checks that an earlier failure makes pointless are left out."""
+    if wrong := other_framework(exercise, folder.source):
+        yield wrong
+    if not re.search(r"dry.run", folder.source):
+        yield from free_form(exercise, folder, temporary, console)
+        return
     dry = ["--dry-run"]
     if re.search(r"^    device: ", folder.source, re.M):
         dry += ["--device", "cpu"]  # a GPU need not give the same numbers twice
@@ -122,6 +137,48 @@ def findings(exercise: Exercise, folder: Folder, temporary: Path, dry_run: bool,
     yield from judge(exercise, ran)
 
 
+def other_framework(exercise: Exercise, source: str) -> Finding | None:
+    """Return that a program is not written in what its exercise is about; None if it is."""
+    theirs = framework(source)
+    wanted = framework(train_py(exercise).read_text(encoding="utf-8"))
+    if theirs == wanted or (exercise.number > 1 and set(wanted.split(", ")) <= set(theirs.split(", "))):
+        return None
+    return Finding("short" if exercise.number < 3 else "note", f"it is in {theirs}; this exercise is in {wanted}")
+
+
+def free_form(exercise: Exercise, folder: Folder, temporary: Path, console: Console) -> Iterator[Finding]:
+    """Yield what the output of a program without our flags says: it is run as it is, in its own folder."""
+    console.print(Text(f"running it as it is, in its own folder, for at most {LONG_LIMIT // 60} minutes", "dim"))
+    ran = run(folder, temporary / "free", free=True)
+    wrong = failure("the program", ran)
+    if wrong:
+        yield wrong
+    shown = [line for line in visible(ran.stdout[-LONGEST:]).splitlines() if line.strip()][-3:]
+    console.print(Text("\n".join(f"      {line[:100]}" for line in shown), "dim"))
+    found = Folder(folder.path, folder.source)
+    losses = printed(ran.stdout, r"loss|nll|cost|mse")
+    accuracies = [value / 100 if value > 1 else value for value in printed(ran.stdout, r"acc\w*")]
+    bad = next((i for i, value in enumerate(losses) if not math.isfinite(value)), None)
+    if bad is not None:
+        hint = "lower the learning rate; is there a logarithm of 0, an exponential of a large number, a missing minus?"
+        yield Finding("short", f"the {bad + 1}. loss that it prints is {losses[bad]}", hint)
+    elif losses:
+        found.series["all", "loss"] = list(enumerate(losses))
+        found.result = {"metrics": dict(zip(("loss", "accuracy"), losses[-1:] + accuracies[-1:]))}
+        yield from judge_printed(exercise, found)
+    elif not wrong:
+        yield Finding("short", "it prints no loss that can be read", "print lines such as `step 100 loss 0.0123`")
+    hint = "rampup can say more of a program that uses Run: five lines, on the page What `rampup check` reads"
+    yield Finding("note", "it leaves no metrics.csv and no result.json, and reads no --dry-run", hint)
+
+
+def printed(output: str, name: str) -> list[float]:
+    """Return the numbers that stand behind a name, which is a regular expression, in what a program printed."""
+    number = r"-?(?:\d+\.?\d*(?:e[+-]?\d+)?|nan|inf)"
+    found = re.findall(rf"(?:{name})\b[^\d\n-]{{0,12}}?({number})", output, re.I)
+    return [float(value) for value in found]
+
+
 def figure_flags(exercise: Exercise, folder: Folder) -> list[str]:
     """Return the flags of the run that the README's figure is of, as far as the program has them and the data exist."""
     flags = []
@@ -160,15 +217,19 @@ def verdict(right: object, text: str, wrong: str, hint: str = "") -> Finding:
     return Finding("ok", text) if right else Finding("short", wrong, hint)
 
 
-def run(folder: Folder, out: Path, *flags: str, screen: bool = False) -> Ran:
+def run(folder: Folder, out: Path, *flags: str, screen: bool = False, free: bool = False) -> Ran:
     """Run the program from another working directory; `screen` lets it write to ours, and take its time.
 
     Otherwise it is stopped after LIMIT seconds, or once it has printed MOST bytes. In every case, no process
-    that it started lives on, unless that one has left its process group.
+    that it started lives on, unless that one has left its process group. With `free` it gets no flags, runs in its own
+    folder, where its relative paths lead somewhere, without windows, and for at most LONG_LIMIT seconds.
     """
-    command = [sys.executable, str(folder.path / "train.py"), "--out", str(out), *flags]
+    command = [sys.executable, str(folder.path / "train.py"), *([] if free else ["--out", str(out), *flags])]
     environment = os.environ if screen else os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    options = {"cwd": out.parent, "env": environment, "stdin": subprocess.DEVNULL, "start_new_session": True}
+    if free:
+        environment = environment | {"MPLBACKEND": "agg", "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    place, limit = (folder.path, LONG_LIMIT) if free else (out.parent, LIMIT)
+    options = {"cwd": place, "env": environment, "stdin": subprocess.DEVNULL, "start_new_session": True}
     with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
         if not screen:
             options |= {"stdout": stdout, "stderr": stderr}
@@ -182,8 +243,8 @@ def run(folder: Folder, out: Path, *flags: str, screen: bool = False) -> Ran:
                     stopped = f"was stopped: it had printed more than {size(MOST)}"
                 elif ended:
                     break
-                elif not screen and time.perf_counter() - start > LIMIT:
-                    stopped = f"was stopped after {LIMIT} seconds"
+                elif not screen and time.perf_counter() - start > limit:
+                    stopped = f"was stopped after {limit} seconds"
                 else:
                     time.sleep(0.02)
         finally:

@@ -27,6 +27,8 @@ class Expected:
 
     def shown(self, value: float) -> str:
         """Return a value of the metric in the README's unit, with as many decimals."""
+        if abs(value) >= 1e4:  # of a run that diverged
+            return f"{value:.4g}"
         return f"{100 * value:.{self.decimals}f} %" if self.percent else f"{value:.{self.decimals}f}"
 
     def excess(self, value: float) -> float:

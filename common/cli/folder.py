@@ -51,11 +51,13 @@ def visible(text: str) -> str:
 
 
 def read_folder(exercise: Exercise, path: Path | None = None) -> Folder:
-    """Return what is in the folder of an exercise, or in a learner's own at `path`.
+    """Return what is in a learner's own folder at `path`; without one in the working directory, or else the exercise's.
 
     Raises UserError if there is no such folder or no readable train.py in it.
     """
-    path = (path or ROOT / exercise.folder).resolve()
+    path = (path or own_folder() or ROOT / exercise.folder).resolve()
+    if path.name == "train.py" and path.is_file():
+        path = path.parent
     if not path.is_dir():
         raise UserError(f"there is no folder {visible(str(path))}: name the one that holds train.py with --folder PATH")
     try:
@@ -67,6 +69,11 @@ def read_folder(exercise: Exercise, path: Path | None = None) -> Folder:
     read_run(folder, path / "out")
     list_files(folder)
     return folder
+
+
+def own_folder() -> Path | None:
+    """Return the working directory if it holds a train.py, which the user is then at work on; else None."""
+    return Path.cwd() if Path("train.py").is_file() else None
 
 
 def read_run(folder: Folder, out: Path) -> None:

@@ -1,11 +1,13 @@
 """What a run's files say about it, compared with the expected figure, the baseline, and healthy losses."""
 
+import math
 from dataclasses import dataclass
 
 from common.cli.course import Exercise, Expected, expected
 from common.cli.folder import SHOWN, Folder, defaults, visible
 
 LOSSES = ("test_loss", "validation_loss", "loss")
+FLOORS = ("noise floor", "Bayes")  # baselines of exercises 1 to 6 that no program beats
 MEASURED = {  # flags of the run that the README's figure is of, where they are not the defaults of every machine
     15: {"data": "imagenet_sample", "steps": 800, "eval_every": 100},
     16: {"preset": "nanogpt-cpu"},
@@ -30,6 +32,8 @@ class Finding:
 
 def judge(exercise: Exercise, folder: Folder) -> list[Finding]:
     """Return the findings about the run in a folder; none if there was no run."""
+    if wrong := impossible(folder):
+        return [wrong, *first_loss(folder)]  # the other figures mean nothing then
     if folder.interrupted:
         text = "the run was interrupted or has not ended yet: there are no final figures"
         hint = "run it again" + ", with --resume" * ("resume" in folder.result.get("config", {}))
@@ -39,11 +43,82 @@ def judge(exercise: Exercise, folder: Folder) -> list[Finding]:
         measured = " ".join(flag(name, value) for name, value in MEASURED.get(exercise.number, {}).items())
         text = f"not compared with the expected {figures[0].text}, which is of {measured or 'the default flags'}"
         findings = [Finding("note", f"{text}: this run has {other}")]
+    elif on_floor := at_the_floor(folder, figures):
+        findings = [on_floor]
     else:
-        findings = [compare_with(figure, folder.result["metrics"]) for figure in figures]
+        findings = [compare_with(exercise, figure, folder.result["metrics"]) for figure in figures]
     if folder.result and not findings:
         findings.append(Finding("note", "the exercise's README gives no figure to compare with yet"))
-    return [*findings, *baseline(folder), *first_loss(folder), *last_losses(folder)]
+    return [*findings, *baseline(exercise, folder), *first_loss(folder), *last_losses(folder)]
+
+
+def judge_printed(exercise: Exercise, folder: Folder) -> list[Finding]:
+    """Return the findings about losses that a program printed, of which nothing else is known."""
+    if wrong := impossible(folder):
+        return [wrong]
+    values = [value for _, value in folder.series["all", "loss"]]
+    text = f"the losses that it prints go from {values[0]:.4g} to {values[-1]:.4g}"
+    findings = []
+    for figure in expected(exercise):
+        if figure.metric in folder.result["metrics"]:
+            found = compare_with(exercise, figure, folder.result["metrics"])
+            if abs(figure.excess(folder.result["metrics"][figure.metric])) < 0.05 * figure.mean:  # of other noise
+                found = Finding("ok", found.text)
+            elif found.mark == "short":
+                found = Finding("short", found.text, "is it of the data that the lesson describes?")
+            findings.append(found)
+    if len(values) < 3:
+        return findings or [Finding("note", text)]
+    least = min(values)
+    if values[-1] > 1.5 * values[0]:  # a batch may differ so much from another
+        hint = (
+            "it rises: does the update subtract the gradient, and has the loss its sign? else lower the learning rate"
+        )
+        return [Finding("short", text, hint), *findings]
+    if values[-1] > 2 * least and values[-1] - least > 0.05 * (values[0] - least):
+        hint = "it diverges or jumps about: are the gradients zeroed before every backward()? else lower the rate"
+        return [Finding("short", f"{text}, after {least:.4g} in between", hint), *findings]
+    if values[-1] > 0.95 * values[0]:
+        hint = "it hardly falls: are prediction and target of one shape? does the update reach the parameters?"
+        return [Finding("short", text, hint), *findings]
+    return [Finding("ok", text), *findings]
+
+
+def impossible(folder: Folder) -> Finding | None:
+    """Return that a loss is below 0, or far below the floor of the run's own data; None if none is."""
+    value = final_loss(folder)
+    losses = [loss for (_, metric), points in folder.series.items() if metric == "loss" for _, loss in points]
+    least = min([*losses, *([] if value is None else [value])], default=0.0)
+    if least < 0:
+        hint = "is the minus missing? the loss is the mean of minus the logarithm of the right class's probability"
+        return Finding("short", f"a loss of {least:.4g}, but none of this course's losses can be below 0", hint)
+    name, floor = floor_of(folder)
+    if value is not None and value < 0.8 * floor:
+        hint = "does the loss have a factor, as a half? is the target among the inputs?"
+        return Finding("short", f"loss {value:.4g} is far below the {name} of its own data, {floor:.4g}", hint)
+    return None
+
+
+def at_the_floor(folder: Folder, figures: list[Expected]) -> Finding | None:
+    """Return that a run reached the floor of its own data, where these are others than the figures'; else None."""
+    value, (name, floor) = final_loss(folder), floor_of(folder)
+    theirs = next((figure for figure in figures if figure.metric in LOSSES), None)
+    if not floor or value is None or value > 1.02 * floor or not theirs or value <= theirs.mean + theirs.margin:
+        return None
+    text = f"loss {value:.4g} is at the {name} of its own data, {floor:.4g}: no program can do better"
+    return Finding("ok", text, f"the expected {theirs.text} is of other data")
+
+
+def final_loss(folder: Folder) -> float | None:
+    """Return the final loss of a run, on the test set if there is one; None if it has none."""
+    metrics = folder.result.get("metrics", {})
+    return next((metrics[name] for name in LOSSES if name in metrics), None)
+
+
+def floor_of(folder: Folder) -> tuple[str, float]:
+    """Return name and value of the loss that no program goes below, as the run itself reports it; 0.0 without one."""
+    baselines = folder.result.get("baselines", {})
+    return next(((name, baselines[name]) for name in FLOORS if name in baselines), ("", 0.0))
 
 
 def other_flags(exercise: Exercise, folder: Folder) -> str:
@@ -68,41 +143,46 @@ def flag(name: str, value: object) -> str:
     return f"no --{name}" if value is None else f"--{name} {visible(str(value))[:SHOWN]}"
 
 
-def compare_with(figure: Expected, metrics: dict[str, float]) -> Finding:
+def compare_with(exercise: Exercise, figure: Expected, metrics: dict[str, float]) -> Finding:
     """Return how a metric compares with its expected figure."""
     name = figure.metric.replace("_", " ")
     if figure.metric not in metrics:
-        return Finding(
-            "short", f"{name} is not in result.json", f"expected {figure.text}: run.finish({figure.metric}=…)"
-        )
+        hint = f"expected {figure.text}: run.finish({figure.metric}=…)"
+        return Finding("short", f"{name} is not in result.json", hint)
     value = metrics[figure.metric]
     excess = figure.excess(value)
     text = f"{name} {figure.shown(value)}, expected {figure.text}"
     difference = f"{100 * abs(excess):.{figure.decimals}f} points" if figure.percent else figure.shown(abs(excess))
     if excess < -figure.margin:
-        return Finding("short", f"{text}: short by {difference}", "see common/cli/pages/it-does-not-learn.md")
+        return Finding("short", f"{text}: {'too low' if excess == value - figure.mean else 'too high'} by {difference}")
     if excess > figure.margin:
-        return Finding("note", f"{text}: better by {difference}", "well done, or the test data took part in training")
+        other = "other data than the reference's?" if exercise.number < 7 else "or the test data took part in training"
+        return Finding("note", f"{text}: better by {difference}", f"well done, {other}")
     return Finding("ok", text)
 
 
-def baseline(folder: Folder) -> list[Finding]:
+def baseline(exercise: Exercise, folder: Folder) -> list[Finding]:
     """Return whether the final loss beats the first baseline, what one gets without training."""
-    baselines = folder.result.get("baselines", {})
-    loss = next((name for name in LOSSES if name in folder.result.get("metrics", {})), None)
     if not folder.result:
         return []
-    if not baselines or not loss:
-        return [
-            Finding(
-                "short", "result.json has no baseline or no loss", "say what a run must beat: Run(config, baselines)"
-            )
-        ]
-    value, (name, least) = folder.result["metrics"][loss], next(iter(baselines.items()))
-    text = f"{loss.replace('_', ' ')} {value:.4g} against the baseline {name}, {least:.4g}"
-    if value < least:
+    baselines, value = folder.result.get("baselines", {}), final_loss(folder)
+    if not baselines or value is None:
+        hint = "say what a run must beat: Run(config, baselines)"
+        return [Finding("short", "result.json has no baseline or no loss", hint)]
+    name, least = next(iter(baselines.items()))
+    text = f"loss {value:.4g} against the baseline {name}, {least:.4g}"
+    if value < 0.97 * least:
         return [Finding("ok", text)]
-    hint = "no better than no training: do the labels belong to their inputs? does the update reach the parameters?"
+    steps, wanted = folder.result["config"].get("steps"), defaults(folder.source).get("steps")
+    if isinstance(steps, int) and isinstance(wanted, int) and steps < wanted / 2:
+        return [Finding("note", text, f"these are {steps:,} of the {wanted:,} steps: train to the end")]
+    accuracy = max((v for k, v in folder.result["metrics"].items() if "accuracy" in k), default=0.0)
+    if accuracy > 3 * math.exp(-least):  # of K classes 1 / K are right by chance, and the baseline is ln K
+        hint = f"an accuracy of {accuracy:.0%} is far from chance: it is sure and wrong now and then; does it diverge?"
+    elif exercise.number < 4:
+        hint = "prediction and target must have one shape: (B,) minus (B, 1) is (B, B), whose best answer is the mean"
+    else:
+        hint = "no better than no training: do the labels belong to their inputs? does the update reach the parameters?"
     return [Finding("short", text, hint)]
 
 
@@ -117,30 +197,45 @@ def first_loss(folder: Folder) -> list[Finding]:
     if first > 1.25 * uniform:
         hint = "check the last layer's initialisation (logits should start near 0), and whether the loss has a factor"
         return [Finding("note", text, hint)]
+    if abs(first + uniform) < 0.25 * uniform:
+        return [Finding("short", text, f"it is minus {name}: the loss lacks its minus")]
     if first < 0.75 * uniform:
         return [Finding("note", text, "it knows the answer before training: is the label among the inputs?")]
     return [Finding("ok", text)]
 
 
 def last_losses(folder: Folder) -> list[Finding]:
-    """Return whether the training loss fell, and whether the other one has risen since its minimum."""
+    """Return whether the training loss fell, and whether the other ones have risen since their least."""
     findings = []
     losses = [value for _, value in folder.series.get(("train", "loss"), [])]
-    tail = losses[-max(1, len(losses) // 10) :]
     if len(losses) >= 100:
-        mean = sum(tail) / len(tail)
-        text = f"train loss from {losses[0]:.4g} to {mean:.4g} (mean of the last {len(tail)} steps)"
-        if mean < 0.95 * losses[0]:
-            findings.append(Finding("ok", text))
-        else:
-            hint = (
-                "it hardly falls: overfit one batch first; print the gradients' norms; raise or lower --learning-rate"
-            )
-            findings.append(Finding("short", text, hint))
-    for split in ("test", "validation"):
+        findings.append(way_of(losses))
+    for split in ("all", "test", "validation"):
         points = folder.series.get((split, "loss"), [])
         if len(points) >= 5 and points[-1][1] > 1.05 * (least := min(value for _, value in points)):
             step = next(step for step, value in points if value == least)
-            text = f"the {split} loss was least at step {step:,}, {least:.4g}, and is {points[-1][1]:.4g} at the end"
-            findings.append(Finding("note", text, "it overfits from there on"))
+            of = "loss of all samples" if split == "all" else f"{split} loss"
+            text = f"the {of} was least at step {step:,}, {least:.4g}, and is {points[-1][1]:.4g} at the end"
+            hint = "it diverges or jumps about: look at the update" if split == "all" else "it overfits from there on"
+            findings.append(Finding("note", text, hint))
     return findings
+
+
+def way_of(losses: list[float]) -> Finding:
+    """Return whether at least 100 training losses fell, rose, stood still, or came down and went up again."""
+    width = len(losses) // 10
+    means = [sum(losses[i : i + width]) / width for i in range(len(losses) % width, len(losses), width)]
+    first, least, last = losses[0], min(means), means[-1]
+    text = f"train loss from {first:.4g} to {last:.4g} (mean of the last {width} steps)"
+    if last > 1.05 * first and last > 1.05 * means[0]:
+        hint = "it rises: does the update subtract the gradient, and has the loss its sign? else lower --learning-rate"
+        return Finding("short", text, hint)
+    if last > 1.5 * least and last - least > 0.05 * (first - least):
+        hint = (
+            "it diverges or jumps about: are the gradients zeroed before every backward()? else lower --learning-rate"
+        )
+        return Finding("short", f"{text}, after {least:.4g} in between", hint)
+    if last > 0.95 * first:
+        hint = "it hardly falls: learn one batch by heart first; print the gradients' norms; change --learning-rate"
+        return Finding("short", text, hint)
+    return Finding("ok", text)
