@@ -1,6 +1,7 @@
 """What a run leaves behind: metrics.csv, result.json, the progress on the screen. The training loop is not in here."""
 
 import dataclasses
+import hashlib
 import inspect
 import json
 import math
@@ -54,7 +55,8 @@ class Run:
             if not math.isfinite(value):
                 raise UserError(f"the baseline {name} is {value}, not finite: check the data, or use more of it")
         self.device = str(device)
-        self.exercise = _folder_of(config)
+        self.program = _file_of(config)
+        self.exercise = self.program.parent
         self.resume = resume
         self.latest: dict[str, float] = {}  # the newest value of each metric, for the progress line
         self.least: dict[str, float] = {}  # the least value of each metric
@@ -106,6 +108,7 @@ class Run:
             "device": _describe(self.device),
             "versions": _versions(),
             "commit": _commit(self.exercise),  # now, since the code may change while it runs
+            "program": _sha256(self.program),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         seconds = {"seconds": self.resume["seconds"]} if self.resume else {}
@@ -305,10 +308,18 @@ def _on_device(value) -> bool:
     return hasattr(value, "is_ready") or getattr(getattr(value, "device", None), "type", "cpu") != "cpu"
 
 
-def _folder_of(config) -> Path:
-    """Return the folder of the program that defines a config, also if another one runs it (python -m cProfile)."""
+def _file_of(config) -> Path:
+    """Return the file of the program that defines a config, also if another one runs it (python -m cProfile)."""
     init = getattr(type(config), "__post_init__", None)
-    return Path(init.__code__.co_filename if init else inspect.getfile(type(config))).resolve().parent
+    return Path(init.__code__.co_filename if init else inspect.getfile(type(config))).resolve()
+
+
+def _sha256(path: Path) -> str | None:
+    """Return the sha256 of a file, by which a review sees that it was changed; None if it cannot be read."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return None
 
 
 def _read_json(path: Path) -> dict:

@@ -1,5 +1,6 @@
 """The `rampup` command, from outside: what it shows, what it refuses, and that a stranger's folder can do no harm."""
 
+import hashlib
 import json
 import os
 import re
@@ -301,6 +302,16 @@ def test_review(mine, tmp_path):
     assert str(ROOT) not in html
     assert len(re.findall("Content-Security-Policy", html)) == 1
     assert "default-src 'none'" in html
+
+
+def test_review_of_a_program_that_was_changed_after_its_run(mine, tmp_path):
+    said = "train.py was changed after this run"
+    result = json.loads((mine / "out" / "result.json").read_text())
+    digest = hashlib.sha256((mine / "train.py").read_bytes()).hexdigest()
+    for program, outdated in ((None, False), (digest, False), (64 * "0", True)):
+        (mine / "out" / "result.json").write_text(json.dumps(result | {"program": program}))
+        rampup("review", 4, "--folder", mine, "--html", tmp_path / "page.html")
+        assert (said in (tmp_path / "page.html").read_text(encoding="utf-8")) == outdated
 
 
 def test_review_of_the_reference(checkout, tmp_path):

@@ -1,6 +1,7 @@
 """An exercise's folder, read without trust: nothing in it is run, nothing outside it is read, all sizes are limited."""
 
 import ast
+import hashlib
 import io
 import json
 import os
@@ -36,6 +37,7 @@ class Folder:
 
     path: Path
     source: str  # train.py
+    sha256: str = ""  # of its bytes
     result: dict = field(default_factory=dict)  # result.json, or run.json if there is no other; empty without a run
     interrupted: bool = False  # the run has not come to its end: `result` has no metrics
     series: dict = field(default_factory=dict)  # metrics.csv: [(step, value), …] by (split, metric)
@@ -62,6 +64,7 @@ def read_folder(exercise: Exercise, path: Path | None = None) -> Folder:
         raise UserError(f"there is no folder {visible(str(path))}: name the one that holds train.py with --folder PATH")
     try:
         folder = Folder(path, read_text(path / "train.py", MAX_SOURCE))
+        folder.sha256 = hashlib.sha256(read_bytes(path / "train.py", MAX_SOURCE)).hexdigest()
     except FileNotFoundError:
         raise UserError(f"no train.py in {visible(str(path))}: name another folder with --folder PATH") from None
     except (OSError, ValueError) as error:

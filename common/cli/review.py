@@ -10,7 +10,7 @@ from common.cli.course import find, train_py
 from common.cli.diff import COUNTED, stat
 from common.cli.folder import SHOWN, Folder, defaults, is_portable, read_folder, size, visible
 from common.cli.html import code_lines, data_uri, diff_parts, render
-from common.cli.judge import judge
+from common.cli.judge import Finding, judge
 from common.curriculum import ROOT, Exercise
 
 SAMPLE = 6000  # characters of samples.txt that are shown, the last ones
@@ -66,7 +66,7 @@ def review_page(exercise: Exercise, folder: Folder, with_folder: bool = False) -
         exercise=exercise,
         folder_name=visible(folder.path.name),
         own=own,
-        findings=judge(exercise, folder),
+        findings=[*outdated(folder), *judge(exercise, folder)],
         result=result,
         problems=folder.problems,
         tables=tables,
@@ -81,6 +81,14 @@ def review_page(exercise: Exercise, folder: Folder, with_folder: bool = False) -
         zip=with_folder,
         today=date.today(),
     )
+
+
+def outdated(folder: Folder) -> list[Finding]:
+    """Return that the program has been changed since its run; nothing if it has not, or if nobody knows."""
+    if folder.result.get("program") in (None, folder.sha256):
+        return []
+    hint = "the figures below are of the program as it was: run it again"
+    return [Finding("short", "train.py was changed after this run", hint)]
 
 
 def compared(path: Path, old: str, folder: Folder, budget: int | None = None) -> dict:
