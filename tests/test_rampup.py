@@ -293,7 +293,7 @@ def test_review(mine, tmp_path):
     assert "abc123-dirty" in text
     assert "ROMEO:" in text
     assert "data:image/png;base64,iVBORw0KGgo" in html
-    assert re.findall(r">(\w+)</th><td><mark", html) == ["eval_every"]  # all else is the program's default
+    assert re.findall(r">(\w+)</th><td><mark", html) == []  # the run has the reference's settings
     for i, line in enumerate((mine / "train.py").read_text(encoding="utf-8").splitlines(), 1):
         assert f'id="L{i}"' in html
         assert line in page.text
@@ -302,6 +302,19 @@ def test_review(mine, tmp_path):
     assert str(ROOT) not in html
     assert len(re.findall("Content-Security-Policy", html)) == 1
     assert "default-src 'none'" in html
+
+
+def test_review_marks_what_is_not_the_references(mine, tmp_path):
+    """A learning rate that was changed in train.py as well as one that came by flag; neither seed nor out."""
+    source = (mine / "train.py").read_text(encoding="utf-8")
+    (mine / "train.py").write_text(source.replace("learning_rate: float = 0.1 ", "learning_rate: float = 0.5 "))
+    config = RESULT["config"] | {"learning_rate": 0.5, "steps": 60, "seed": 7, "out": "elsewhere"}
+    (mine / "out" / "result.json").write_text(json.dumps(RESULT | {"config": config}))
+    marked = re.findall(r">(\w+)</th><td><mark[^>]*>([^<]*)</mark>", review(4, mine, tmp_path))
+    assert marked == [
+        ("steps", "60 (reference 1000, by flag)"),
+        ("learning_rate", "0.5 (reference 0.1, changed in train.py)"),
+    ]
 
 
 def test_review_of_a_program_that_was_changed_after_its_run(mine, tmp_path):

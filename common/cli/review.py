@@ -15,6 +15,7 @@ from common.curriculum import ROOT, Exercise
 
 SAMPLE = 6000  # characters of samples.txt that are shown, the last ones
 RUN = ("seed", "seconds", "device", "date")  # what is shown of result.json beside its tables
+SAME = ("seed", "out", "dry_run", "overwrite", "resume")  # flags whose change needs no mark
 ROWS = 100  # of a table
 
 
@@ -47,8 +48,8 @@ def review_page(exercise: Exercise, folder: Folder, with_folder: bool = False) -
     own = folder.path.samefile(ROOT / exercise.folder)
     parent = train_py(find(str(exercise.parent))) if exercise.parent else None
     reference = committed(exercise) if own else train_py(exercise).read_text(encoding="utf-8")
-    result, default = folder.result, defaults(folder.source)
-    config = [(name, shown(value), default.get(name, value) != value) for name, value in pairs(result, "config")]
+    result = folder.result
+    config = settings(folder, defaults(train_py(exercise).read_text(encoding="utf-8")))
     commit = [("commit of the run", shown(result.get("commit")), False)] if result else []
     if own:
         commit.append(("changed since the last commit", uncommitted(exercise), False))
@@ -103,6 +104,16 @@ def compared(path: Path, old: str, folder: Folder, budget: int | None = None) ->
 def pairs(result: dict, name: str) -> list[tuple[str, object]]:
     """Return the entries of one part of result.json."""
     return list(result.get(name, {}).items())[:ROWS]
+
+
+def settings(folder: Folder, reference: dict[str, object]) -> list[tuple[str, str, bool]]:
+    """Return the run's flags, and for those that are not the reference's, what they are there and who changed them."""
+    own, rows = defaults(folder.source), []
+    for name, value in pairs(folder.result, "config"):
+        changed = name not in SAME and reference.get(name, value) != value
+        how = "changed in train.py" if own.get(name) == value else "by flag"
+        rows.append((name, shown(value) + f" (reference {shown(reference.get(name))}, {how})" * changed, changed))
+    return rows
 
 
 def shown(value: object) -> str:
