@@ -304,6 +304,13 @@ def test_review(mine, tmp_path):
     assert "default-src 'none'" in html
 
 
+def test_review_begins_with_name_and_question(mine, tmp_path):
+    asked = "It trains, but <b>why</b> does it jump?"
+    rampup("review", 4, "--folder", mine, "--html", tmp_path / "a.html", "--from", "Ada & Co", "--note", asked)
+    text = " ".join(assert_harmless((tmp_path / "a.html").read_text(encoding="utf-8")).text.split())
+    assert text.index("from Ada & Co") < text.index(asked) < text.index("Result")
+
+
 def test_review_marks_what_is_not_the_references(mine, tmp_path):
     """A learning rate that was changed in train.py as well as one that came by flag; neither seed nor out."""
     source = (mine / "train.py").read_text(encoding="utf-8")

@@ -105,30 +105,37 @@ def review(
     folder: Folder = None,
     html: File = None,
     zip: bool = False,
+    by: Annotated[str, tyro.conf.arg(name="from", metavar="NAME")] = "",
+    note: str = "",
 ) -> None:
     """Write one HTML file with all that a mentor needs to review an exercise. Nothing in the folder is run.
 
     Args:
         exercise: the exercise that the folder solves
-        folder: your own copy of its folder, wherever it is; without it, the checkout's
+        folder: your own folder, wherever it is; without it, the working directory if it has a train.py, else the
+            checkout's
         html: the file to write; without it, review_exNN_name.html in the working directory
         zip: write a zip file that holds the page and the folder
+        by: your name, for the head of the page
+        note: a sentence or a question to your mentor, which stands first
     """
     from common.cli.review import write_review
 
     found = course.find(exercise)
-    print(write_review(found, folder, html or Path(f"review_{found.folder}.html"), zip))
+    print(write_review(found, folder, html or Path(f"review_{found.folder}.html"), zip, by, note))
 
 
 @app.command
 def check(exercise: tyro.conf.Positional[Name], folder: Folder = None, dry_run: bool = False) -> None:
     """Run a train.py, with --dry-run and then in full, and say line by line what is right and what falls short.
 
-    It writes to a temporary folder. The exit code is 1 if anything falls short.
+    A program that does not know --dry-run is run as it is, and judged by the losses that it prints. The exit code is 1
+    if anything falls short.
 
     Args:
         exercise: the exercise that the program solves
-        folder: your own copy of its folder, wherever it is; without it, the checkout's
+        folder: your own folder, wherever it is; without it, the working directory if it has a train.py, else the
+            checkout's
         dry_run: only --dry-run, not the run in full
     """
     from common.cli.check import check as check_folder

@@ -19,14 +19,16 @@ SAME = ("seed", "out", "dry_run", "overwrite", "resume")  # flags whose change n
 ROWS = 100  # of a table
 
 
-def write_review(exercise: Exercise, path: Path | None, html: Path, with_folder: bool) -> Path:
+def write_review(
+    exercise: Exercise, path: Path | None, html: Path, with_folder: bool, by: str = "", note: str = ""
+) -> Path:
     """Write the review of an exercise's folder, or of a learner's own at `path`, and return where it went.
 
-    With `with_folder` it is a zip beside `html` that holds the page and the folder. Raises UserError if the folder
-    cannot be read or the file cannot be written.
+    `by` and `note` are the learner's name and question, which stand first. With `with_folder` it is a zip beside `html`
+    that holds the page and the folder. Raises UserError if the folder cannot be read or the file cannot be written.
     """
     folder = read_folder(exercise, path)
-    page = review_page(exercise, folder, with_folder).encode()
+    page = review_page(exercise, folder, with_folder, by, note).encode()
     target = html.with_suffix(".zip") if with_folder else html
     try:
         if not with_folder:
@@ -43,7 +45,7 @@ def write_review(exercise: Exercise, path: Path | None, html: Path, with_folder:
     return target
 
 
-def review_page(exercise: Exercise, folder: Folder, with_folder: bool = False) -> str:
+def review_page(exercise: Exercise, folder: Folder, with_folder: bool = False, by: str = "", note: str = "") -> str:
     """Return the review as HTML. Of this machine's paths it names only the last part of the exercise's folder."""
     own = folder.path.samefile(ROOT / exercise.folder)
     parent = train_py(find(str(exercise.parent))) if exercise.parent else None
@@ -67,6 +69,8 @@ def review_page(exercise: Exercise, folder: Folder, with_folder: bool = False) -
         exercise=exercise,
         folder_name=visible(folder.path.name),
         own=own,
+        by=visible(by),
+        note=visible(note),
         findings=[*outdated(folder), *judge(exercise, folder)],
         result=result,
         problems=folder.problems,
