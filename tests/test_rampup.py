@@ -290,7 +290,9 @@ def test_review(mine, tmp_path):
     assert "abc123-dirty" in text
     assert "ROMEO:" in text
     assert "data:image/png;base64,iVBORw0KGgo" in html
-    assert html.count("<mark") == 2  # steps and learning_rate are not those of the program
+    marked = re.findall(r'<th scope="row">([^<]*)</th><td><mark[^>]*>([^<]*)<', html)
+    assert marked == [("steps", "500"), ("learning_rate", "0.1")]  # which are not the program's; seed and out are
+    assert html.count("<mark") == 2
     for i, line in enumerate((mine / "train.py").read_text(encoding="utf-8").splitlines(), 1):
         assert f'id="L{i}"' in html
         assert line in page.text
