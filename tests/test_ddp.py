@@ -456,18 +456,20 @@ def test_gradients_are_clipped(ex, tokens, monkeypatch, tmp_path):
 
     def step(self, closure=None):
         grads = [param.grad for group in self.param_groups for param in group["params"]]
-        seen.append(torch.cat([grad.flatten() for grad in grads]).norm().item())
+        seen.append(torch.cat([grad.flatten() for grad in grads]))
 
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
     monkeypatch.setattr(ex, "VOCAB_SIZE", 300)
     monkeypatch.setattr(ex, "evaluate", lambda model, x, y: {"loss": 1.0})
     monkeypatch.setattr(ex, "plot_loss", lambda *args: None)
-    for scale in (1e3, 1e-3, 2e-3):
+    for scale in (1e3, 2e-3, 1e-3):
         monkeypatch.setattr(ex, "loss_fn", lambda logits, y, scale=scale: scale * logits.logsumexp(-1).mean())
-        train(ex, tmp_path, steps=2)
-    assert seen[:2] == pytest.approx([1.0] * 2, rel=1e-3)
-    assert seen[4:] == pytest.approx([2 * norm for norm in seen[2:4]], rel=1e-3)
-    assert seen[4] < 0.5
+        train(ex, tmp_path, steps=1)
+    long, short, shorter = seen
+    assert long.norm() == pytest.approx(1.0, rel=1e-3)
+    assert 0 < shorter.norm() < short.norm() < 0.5
+    torch.testing.assert_close(short, 2 * shorter, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(long, short / short.norm(), atol=1e-5, rtol=1e-3)
 
 
 def test_muon(ex, tokens, tmp_path):
