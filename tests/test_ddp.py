@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from itertools import islice
+from itertools import combinations, islice
 from pathlib import Path
 
 from common import UserError, checkpoint, distributed, speed
@@ -308,8 +308,10 @@ def pretend(ex, tokens, monkeypatch):
 
     def train_as(rank, world, out, **fields):
         monkeypatch.setattr(distributed, "find_place", lambda device: (rank, world, device))
-        for name in ("init_process_group", "all_reduce", "destroy_process_group"):
-            monkeypatch.setattr(ex.dist, name, lambda *args, **options: None)
+        monkeypatch.setattr(distributed, "init_distributed", lambda *args: None)
+        monkeypatch.setattr(ex.dist, "all_reduce", lambda *args, **options: None)
+        monkeypatch.setattr(ex, "VOCAB_SIZE", 300)
+        monkeypatch.setattr(ex, "plot_loss", lambda *args: None)
         monkeypatch.setattr(ex, "DistributedDataParallel", lambda model: model)
         train(ex, out, **fields)
 
@@ -350,6 +352,41 @@ def test_processes_talk_after_the_last_part(ex, pretend, monkeypatch, tmp_path):
     monkeypatch.setattr(ex.Transformer, "forward", spy)
     pretend(0, 2, tmp_path, steps=3, micro_batch=1)
     assert asked == [False, False, False, True] * 3
+
+
+@pytest.fixture
+def dropped(monkeypatch):
+    """Return a list that gets, for every dropout layer of every forward pass in training, which units it drops."""
+    seen, forward = [], torch.nn.Dropout.forward
+
+    def spy(self, x):
+        y = forward(self, x)
+        if self.training:
+            seen.append((y == 0).tolist())
+        return y
+
+    monkeypatch.setattr(torch.nn.Dropout, "forward", spy)
+    return seen
+
+
+def test_processes_drop_other_units(pretend, dropped, tmp_path):
+    """In every step each process drops units of its own; no layer, step or seed has the same ones as another."""
+    for rank, seed in ((0, 0), (1, 0), (0, 1), (1, 1)):
+        pretend(rank, 2, tmp_path / f"{rank}-{seed}", steps=3, eval_every=10, dropout=0.5, seed=seed)
+    assert len(dropped) == 4 * 3 * 2 * 5  # runs, steps, micro-steps, layers
+    assert all(one != other for one, other in combinations(dropped, 2))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_resumed_process_drops_what_the_unbroken_one_drops(pretend, dropped, tmp_path, rank):
+    """Also process 1, whose random state is in no checkpoint."""
+    fields = {"eval_every": 10, "dropout": 0.5}
+    pretend(rank, 2, tmp_path / "whole", steps=5, **fields)
+    whole = dropped.copy()
+    pretend(0, 2, tmp_path / "cut", steps=3, **fields)  # writes the checkpoint
+    dropped.clear()
+    pretend(rank, 2, tmp_path / "cut", steps=5, resume="yes", **fields)
+    assert dropped == whole[len(whole) * 3 // 5 :]
 
 
 # The model
@@ -403,6 +440,36 @@ def test_sample_draws_tokens_alone(ex):
         model.head.weight[256:] += 10 * model.norm.weight.mean()
     words = ex.sample(model, torch.tensor([1, 2]), config, owt.encoding(dry_run=True))
     assert words.max() < 256
+
+
+@pytest.mark.parametrize("muon", [False, True])
+def test_betas_are_nanogpts(ex, muon):
+    """For GPT-2; exercise 16 has those for Shakespeare."""
+    config = ex.Config(**SMALL | {"muon": muon})
+    adamw = ex.make_optimizers(config, ex.Transformer(config, 300))[0]
+    assert [group["betas"] for group in adamw.param_groups] == [(0.9, 0.95)] * 2
+
+
+def test_gradients_are_clipped(ex, tokens, monkeypatch, tmp_path):
+    """The gradient of a whole step, not of a micro-step, is scaled to norm 1 if it is longer, and left alone if not."""
+    seen = []
+
+    def step(self, closure=None):
+        grads = [param.grad for group in self.param_groups for param in group["params"]]
+        seen.append(torch.cat([grad.flatten() for grad in grads]))
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    monkeypatch.setattr(ex, "VOCAB_SIZE", 300)
+    monkeypatch.setattr(ex, "evaluate", lambda model, x, y: {"loss": 1.0})
+    monkeypatch.setattr(ex, "plot_loss", lambda *args: None)
+    for scale in (1e3, 2e-3, 1e-3):
+        monkeypatch.setattr(ex, "loss_fn", lambda logits, y, scale=scale: scale * logits.logsumexp(-1).mean())
+        train(ex, tmp_path, steps=1)
+    long, short, shorter = seen
+    assert long.norm() == pytest.approx(1.0, rel=1e-3)
+    assert 0 < shorter.norm() < short.norm() < 0.5
+    torch.testing.assert_close(short, 2 * shorter, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(long, short / short.norm(), atol=1e-5, rtol=1e-3)
 
 
 def test_muon(ex, tokens, tmp_path):

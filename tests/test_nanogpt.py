@@ -244,6 +244,12 @@ def test_decay_groups(ex):
     assert len(decayed) + len(vectors["params"]) == len(names)
 
 
+def test_betas_are_nanogpts(ex):
+    """For Shakespeare; exercise 17 has those for GPT-2."""
+    groups = ex.make_optimizer(ex.Config(), new_model(ex)[1]).param_groups
+    assert [group["betas"] for group in groups] == [(0.9, 0.99)] * 2
+
+
 def test_learning_rate(ex):
     config = ex.Config(learning_rate=0.5, warmup_steps=10, steps=1000, decay_to=0.1)
     rates = [ex.learning_rate(config, step) for step in range(1000)]

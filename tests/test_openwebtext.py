@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import weakref
 
 from common import openwebtext as owt
 from common.data import DataError
@@ -259,6 +260,23 @@ def test_windows(here):
     assert rows.dtype == np.int64
     assert rows.tolist() == [list(range(start, start + 5)) for start in (0, 95, 7)]
     assert np.array_equal(owt.windows(words, [3], 4), [[3, 4, 5, 6]])
+
+
+def test_windows_keep_no_file_open(here, monkeypatch):
+    """Each call maps the file anew, for what is read through a mapping counts as memory as long as that is there."""
+    np.arange(100, dtype=np.uint16).tofile(here / "a.bin")
+    words, opened, memmap = np.memmap(here / "a.bin", np.uint16, "r"), [], np.memmap
+
+    def spy(path, *args, **options):
+        mapped = memmap(path, *args, **options)
+        opened.append((os.fspath(path), weakref.ref(mapped)))
+        return mapped
+
+    monkeypatch.setattr(np, "memmap", spy)
+    rows = [owt.windows(words, [offset, 90], 10) for offset in (0, 50)]
+    assert [path for path, _ in opened] == [str(here / "a.bin")] * 2
+    assert [mapping() for _, mapping in opened] == [None, None]
+    assert [row[0, 0] for row in rows] == [0, 50]
 
 
 def test_dry_run_reads_nothing(monkeypatch):

@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import re
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -116,6 +117,49 @@ def test_disk_that_fills_up_in_the_middle_of_a_row(tmp_path):
     assert len(steps) > 3
 
 
+class OnGpu:
+    """A value that is still on a GPU, where torch knows it by is_cuda; Run reads such values some rows later."""
+
+    is_cuda = True
+
+    def __init__(self, value):
+        self.value = value
+
+    def __float__(self):
+        return self.value
+
+
+@pytest.mark.parametrize(("last", "kept"), [(2.5, [1.5, 2.0, 2.5]), (math.nan, [1.5, 2.0])])
+def test_rows_on_a_gpu_are_written_when_a_run_is_interrupted(tmp_path, capsys, last, kept):
+    """A value among them that is not finite does not hide that it was Ctrl-C that ended the run."""
+    with pytest.raises(KeyboardInterrupt), Run(Config(tmp_path), {}) as run:
+        for step, value in enumerate((1.5, 2.0, last)):
+            run.record(step, "train", loss=OnGpu(value))
+        assert read_metrics(tmp_path) == {}
+        raise KeyboardInterrupt
+    assert list(read_metrics(tmp_path)["train", "loss"].values()) == kept
+    assert capsys.readouterr().err.startswith("interrupted: what was recorded so far is in ")
+
+
+def test_what_a_checkpoint_refers_to_is_on_the_disk(tmp_path, monkeypatch):
+    """The lengths that state() returns are those that metrics.csv and samples.txt have on the disk, all rows in."""
+    on_disk, fsync = {}, os.fsync
+
+    def keep(number):
+        fsync(number)
+        on_disk[os.fstat(number).st_ino] = os.fstat(number).st_size
+
+    monkeypatch.setattr(os, "fsync", keep)
+    with Run(Config(tmp_path), {}) as run:
+        run.record(0, "train", loss=OnGpu(1.0))
+        run.write_sample("step 0", "To be, or not to be")
+        sizes = run.state()["sizes"]
+    assert read_metrics(tmp_path) == {("train", "loss"): {0: 1.0}}
+    assert sizes.keys() == {"metrics.csv", "samples.txt"}
+    for name, size in sizes.items():
+        assert size == (tmp_path / name).stat().st_size == on_disk[(tmp_path / name).stat().st_ino] > 0
+
+
 def test_result_that_cannot_be_written(tmp_path):
     with pytest.raises(UserError, match=r"cannot write to .*what was recorded so far is in .*metrics\.csv"):
         with Run(Config(tmp_path), {}) as run:
@@ -202,13 +246,18 @@ def test_smoothing():
     assert (plotting._smooth(np.full(1000, 1e-18), 10) > 0).all()  # a logarithmic axis can show it
 
 
-def test_loss_picture(tmp_path, monkeypatch):
+@pytest.fixture
+def figures(monkeypatch):
+    """Return a dictionary that gets the figures that would be saved, by path."""
+    figures = {}
+    monkeypatch.setattr(plotting, "save", lambda figure, path: figures.update({path: figure}))
+    return figures
+
+
+def test_loss_picture(tmp_path, figures):
     run_to_the_end(tmp_path, **{"ln 2": math.log(2), "floor": 0.01})
-    figures = []
-    monkeypatch.setattr(plotting, "save", lambda figure, path: figures.append((figure, path)))
     plotting.plot_loss(tmp_path, "nats per sample", log="xy")
-    ((figure, path),) = figures
-    assert path == tmp_path / "loss.png"
+    figure = figures[tmp_path / "loss.png"]
     loss, error = figure.axes
     assert (loss.get_xscale(), loss.get_yscale()) == ("symlog", "log")
     assert loss.get_ylabel() == "loss (nats per sample)"
@@ -223,6 +272,77 @@ def test_loss_picture(tmp_path, monkeypatch):
     assert list(lines["smoothed over 1 batches"].get_xdata()) == list(range(100))
     assert error.get_lines()[0].get_ydata()[-1] == pytest.approx(100 * (1 - (0.5 + 90 / 250)))  # per cent wrong
     assert "test loss 0.25" in figure.get_suptitle()
+
+
+@pytest.mark.parametrize(("last", "marked"), [(2.0, False), (2.015, False), (2.03, True), (9.0, True)])
+def test_overfitting_is_marked_at_the_least_validation_loss(tmp_path, figures, last, marked):
+    """Neither at the first, the last or the largest, and only where it has risen by more than 1 % since."""
+    with Run(Config(tmp_path), {}) as run:
+        for step, value in {0: 4.0, 10: 3.0, 20: 2.0, 30: 5.0, 40: last}.items():
+            run.record(step, "train", loss=1 / (step + 1))
+            run.record(step, "validation", loss=value)
+        run.finish(validation_loss=last)
+    plotting.plot_loss(tmp_path, "nats")
+    (ax,) = figures[tmp_path / "loss.png"].axes
+    marks = [line for line in ax.get_lines() if line.get_linestyle() == ":"]
+    assert len(marks) == marked
+    for mark in marks:
+        assert list(mark.get_xdata()) == [20, 20]
+        assert mark.get_label() == "least, 2 at step 20: overfits from here on"
+
+
+def test_runs_beside_one_another_show_losses_and_errors(tmp_path, figures):
+    for name, accuracies in {"adam": (0.5, 0.98), "sgd": (0.25, 0.9)}.items():
+        with Run(Config(tmp_path / name), {}) as run:
+            for step, accuracy in enumerate(accuracies):
+                run.record(10 * step, "train", loss=1 - accuracy)
+                run.record(10 * step, "test", loss=7.0, accuracy=accuracy)
+            run.finish(test_loss=7.0)
+    plotting.plot_runs((tmp_path / "adam", tmp_path / "sgd"), tmp_path / "both.png")
+    loss, error = figures[tmp_path / "both.png"].axes
+    for ax, adam, sgd in ((loss, [0.5, 0.02], [0.75, 0.1]), (error, [50, 2], [75, 10])):
+        assert [line.get_label() for line in ax.get_lines()] == ["adam", "sgd"]
+        for line, values in zip(ax.get_lines(), (adam, sgd), strict=True):
+            assert list(line.get_xdata()) == [0, 10]
+            assert line.get_ydata() == pytest.approx(values)
+
+
+@pytest.mark.parametrize(("channels", "shown"), [(3, 3), (20, 16)])
+def test_features_picture(tmp_path, figures, channels, shown):
+    """The filters and, in the same order, their maps, upright; red is ink (1), and a map is white at 0."""
+    rng = np.random.default_rng(0)
+    filters = rng.normal(-1, 1, (5, 5, channels))
+    image, maps = rng.random((28, 28)), 0.5 + rng.random((12, 12, channels))
+    plotting.plot_features(tmp_path, filters, image, maps)
+    parts = figures[tmp_path / "features.png"].subfigs
+    drawn = [[picture for ax in part.axes for picture in ax.images] for part in parts]
+    assert [len(pictures) for pictures in drawn] == [shown, 1, shown]
+    for i in range(shown):
+        np.testing.assert_array_equal(drawn[0][i].get_array(), filters[..., i])
+        np.testing.assert_array_equal(drawn[2][i].get_array(), maps[..., i])
+    np.testing.assert_array_equal(drawn[1][0].get_array(), image)
+    assert all(picture.origin == "upper" for pictures in drawn for picture in pictures)
+    for i in range(shown):
+        red, _, blue, _ = drawn[0][i].to_rgba([[-1.0, 0.0, 1.0]])[0].T
+        assert (red > blue + 0.1).tolist() == [False, False, True]
+        assert (blue > red + 0.1).tolist() == [True, False, False]
+        assert drawn[2][i].to_rgba([[0.0]]).min() == 1
+    assert len({picture.get_clim() for picture in drawn[0]}) == len({picture.get_clim() for picture in drawn[2]}) == 1
+
+
+def test_attention_picture(tmp_path, figures):
+    """A row of each picture is a query, what that word attends to, and its column a key."""
+    weights = list(np.random.default_rng(0).dirichlet(np.ones(4), (3, 2, 4)))  # of 3 layers and 2 heads
+    plotting.plot_attention(tmp_path, weights, ["a", "b", "c", "d"])
+    axes = figures[tmp_path / "attention.png"].axes
+    titles = [f"layer {layer}, head {head}" for layer in (1, 2, 3) for head in (1, 2)]
+    assert [ax.get_title() for ax in axes] == titles
+    for ax, expected in zip(axes, np.concatenate(weights), strict=True):
+        (picture,) = ax.images
+        np.testing.assert_array_equal(picture.get_array(), expected)
+        assert picture.origin == "upper"
+        assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "b", "c", "d"]
+        assert [label.get_text() for label in ax.get_xticklabels()] == ["a", "b", "c", "d"]
 
 
 @pytest.mark.parametrize(("least", "scale"), [(70, "linear"), (2, "log")])

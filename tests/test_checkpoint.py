@@ -1,0 +1,101 @@
+"""common/checkpoint.py: what has a file's name is on the disk, whole, before anything is lost for it."""
+
+import json
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from common import checkpoint
+
+import numpy as np
+import pytest
+
+
+@dataclass
+class Config:
+    out: Path
+    steps: int = 10
+
+
+class Written:
+    """A run as far as a checkpoint needs it; its files are written when it is asked for its state."""
+
+    def __init__(self, out, events):
+        self.config, self.out = Config(out), out
+        self.latest = self.least = {"validation loss": 1.0}
+        self.events = events
+
+    def state(self):
+        self.events.append("history")
+        return {"sizes": {}, "latest": {}, "least": {}, "seconds": 1.0}
+
+
+@pytest.fixture
+def events(tmp_path, monkeypatch):
+    """Return a list that gets what happens to the folder: fsync of file or folder, and replace, with the file's size.
+
+    The size at fsync is that of what is on the disk then, whatever Python still has in a buffer.
+    """
+    events, fsync, replace = [], os.fsync, os.replace
+
+    def keep(number):
+        found = os.fstat(number)
+        if stat.S_ISDIR(found.st_mode):
+            assert found.st_ino == tmp_path.stat().st_ino
+            events.append("folder")
+        else:
+            events.append(("file", found.st_ino, found.st_size))
+        fsync(number)
+
+    def move(old, new):
+        replace(old, new)
+        events.append(("replace", os.stat(new).st_ino, os.stat(new).st_size))
+
+    monkeypatch.setattr(os, "fsync", keep)
+    monkeypatch.setattr(os, "replace", move)
+    return events
+
+
+def write_json(run, name):
+    with checkpoint.whole_file(run.out / name) as file:
+        file.write(json.dumps(list(range(100))).encode())
+
+
+def save_torch(run, name):
+    import torch
+
+    model = torch.nn.Linear(3, 2)
+    save = checkpoint.save_best if name == "best.pt" else checkpoint.save_torch
+    save(run, 5, None, model)
+
+
+def save_jax(run, name):
+    checkpoint.save_jax(run, 5, [np.arange(50.0)])
+
+
+@pytest.mark.parametrize(
+    ("save", "name"),
+    [(write_json, "a.json"), (save_torch, "checkpoint.pt"), (save_torch, "best.pt"), (save_jax, "checkpoint.npz")],
+)
+def test_whole_and_on_the_disk_before_it_gets_its_name(save, name, events, tmp_path):
+    """All of its bytes; then it gets its name; then the name is on the disk. The run's own files come before it."""
+    path = tmp_path / name
+    path.write_bytes(b"an older one")
+    save(Written(tmp_path, events), name)
+    file = (path.stat().st_ino, path.stat().st_size)
+    folder = ["folder"] if hasattr(os, "O_DIRECTORY") else []  # Windows cannot open one
+    history = [] if save is write_json else ["history"]
+    assert events == [*history, ("file", *file), ("replace", *file), *folder]
+    assert [found.name for found in tmp_path.iterdir()] == [name]
+
+
+def test_interrupted_file_leaves_the_old_one(events, tmp_path):
+    path = tmp_path / "a.json"
+    path.write_bytes(b"an older one")
+    with pytest.raises(KeyboardInterrupt), checkpoint.whole_file(path) as file:
+        file.write(b"half of")
+        raise KeyboardInterrupt
+    assert events == []
+    assert path.read_bytes() == b"an older one"
+    assert list(tmp_path.iterdir()) == [path]
