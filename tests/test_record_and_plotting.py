@@ -3,18 +3,20 @@
 import errno
 import json
 import math
-import re
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 from common import UserError, plotting, record
 from common.curriculum import ROOT
 from common.program import check_config, clean_exit
 from common.record import Run
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import one_sentence, read_metrics
@@ -118,23 +120,38 @@ def test_disk_that_fills_up_in_the_middle_of_a_row(tmp_path):
 
 
 class OnGpu:
-    """A value that is still on a GPU, where torch knows it by is_cuda; Run reads such values some rows later."""
+    """A tensor that is still on a GPU, where Run knows it by its device, and reads it some rows later."""
 
-    is_cuda = True
+    device, shape = SimpleNamespace(type="cuda"), ()
 
     def __init__(self, value):
         self.value = value
 
-    def __float__(self):
+    def tolist(self):
         return self.value
 
 
+def test_losses_of_several_steps(tmp_path):
+    """An array has the losses of as many steps; JAX's are read a call later. What follows a nan is lost."""
+    with pytest.raises(UserError, match="train loss is nan at step 27 "), Run(Config(tmp_path), {}) as run:
+        run.record(0, "train", loss=np.arange(3.0), accuracy=np.arange(3.0) / 4)
+        assert read_metrics(tmp_path)["train", "accuracy"] == {0: 0.0, 1: 0.25, 2: 0.5}
+        for first in (3, 15):
+            run.record(first, "train", loss=jnp.arange(first, first + 12.0))
+        assert list(read_metrics(tmp_path)["train", "loss"]) == list(range(15))
+        run.record(27, "train", loss=jnp.array(math.nan))
+        run.record(28, "train", loss=jnp.array(1.0))
+        run.record(29, "test", loss=2.0)
+    assert list(read_metrics(tmp_path)["train", "loss"]) == list(range(27))
+
+
+@pytest.mark.parametrize("kind", [OnGpu, jnp.asarray])
 @pytest.mark.parametrize(("last", "kept"), [(2.5, [1.5, 2.0, 2.5]), (math.nan, [1.5, 2.0])])
-def test_rows_on_a_gpu_are_written_when_a_run_is_interrupted(tmp_path, capsys, last, kept):
+def test_rows_on_a_gpu_are_written_when_a_run_is_interrupted(tmp_path, capsys, kind, last, kept):
     """A value among them that is not finite does not hide that it was Ctrl-C that ended the run."""
     with pytest.raises(KeyboardInterrupt), Run(Config(tmp_path), {}) as run:
         for step, value in enumerate((1.5, 2.0, last)):
-            run.record(step, "train", loss=OnGpu(value))
+            run.record(step, "train", loss=kind(value))
         assert read_metrics(tmp_path) == {}
         raise KeyboardInterrupt
     assert list(read_metrics(tmp_path)["train", "loss"].values()) == kept
