@@ -161,7 +161,7 @@ FOUNDATIONS = {
             "06-seed-of-the-data-not-used",
             "np.random.default_rng(config.seed)",
             "np.random.default_rng(0)",
-            "foundations::seed_is_that_of_the_weights_too[6]",
+            "foundations::seed_is_that_of_the_data[6]",
         ),
     ],
 }
@@ -768,7 +768,7 @@ GPT = {
             "for param in model.parameters() if",
             "ddp::muon",
         ),
-        ("17-muon-not-scaled-like-adamw", '"match_rms_adamw"', '"original"', "ddp::muon"),
+        ("17-muon-not-scaled-like-adamw", '"match_rms_adamw"', '"original"', "ddp::muon_moves_as_far_as_adamw[down]"),
         (
             "17-predicts-the-token-before",
             "return rows[:, :-1], rows[:, 1:]",
@@ -969,7 +969,12 @@ COMMON = {
     ],
     "common/speed.py": [
         ("speed-peak-of-one-gpu", "rate / peak / devices:.1%", "rate / peak:.1%", "nanogpt::speed"),
-        ("speed-minutes-as-hours", "left * tokens / rate / 3600", "left * tokens / rate / 60", "nanogpt::speed"),
+        (
+            "speed-minutes-as-hours",
+            "left * tokens / rate / 3600",
+            "left * tokens / rate / 60",
+            "nanogpt::speed_on_the_way",
+        ),
         (
             "speed-emulated-bfloat16",
             "including_emulation=False",
