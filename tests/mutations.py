@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -1131,6 +1132,7 @@ def main(config: Config) -> int:
     chosen = [mutation for mutation in TABLE if not config.only or mutation.name in config.only]
     todo = [mutation for mutation in chosen if config.only or mutation.name not in known]
     os.environ |= {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.05"}
+    os.environ["RAMPUP_REQUIRE_DATA"] = "1"  # a test that is skipped would notice nothing
     with tempfile.TemporaryDirectory(prefix="mutations-") as temporary:
         os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{temporary}/compiled"  # what one process compiles, all can use
         folders = [Path(temporary) / f"checkout{job}" for job in range(min(config.jobs, len(todo)))]
@@ -1230,6 +1232,9 @@ def outcome(ended: tuple[int, list[str]] | None, folder: Path) -> str:
 def start_tests(folder: Path, tests: list[str]) -> int:
     """Run tests in a copy of the checkout and return the process; it ends at the first that fails."""
     (folder / "failed.json").unlink(missing_ok=True)
+    temporary = folder.with_name(f"{folder.name}.tmp")  # of the tests, emptied for those of the next mutation
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
     sys.stdout.flush()
     process = os.fork()
     if process:
@@ -1241,7 +1246,8 @@ def start_tests(folder: Path, tests: list[str]) -> int:
         for stream in (1, 2):
             os.dup2(log, stream)
         os.chdir(folder)
-        os.environ["PYTHONPATH"] = str(folder)
+        os.environ |= {"PYTHONPATH": str(folder), "TMPDIR": str(temporary)}
+        tempfile.tempdir = str(temporary)
         sys.path[:] = [
             str(folder),
             *(path for path in sys.path if not Path(path or ".").resolve().is_relative_to(ROOT)),
@@ -1272,6 +1278,8 @@ def end_tests(process: int, folder: Path, wait: bool) -> tuple[int, list[str]] |
     found, status = os.waitpid(process, 0 if wait else os.WNOHANG)
     if not found:
         return None
+    with suppress(ProcessLookupError):  # nothing that a test has started is left
+        os.killpg(process, signal.SIGKILL)
     failed = folder / "failed.json"
     return os.waitstatus_to_exitcode(status), json.loads(failed.read_text()) if failed.exists() else []
 
