@@ -23,6 +23,7 @@ from common import UserError
 
 import numpy as np
 
+CHECKPOINTS = ("best.pt", "checkpoint.pt", "checkpoint.npz")
 RUN_ID = os.environ.get("TORCHELASTIC_RUN_ID", "none")  # torchrun's --rdzv-id; with --standalone it draws one
 SHAPE = ("layers", "heads", "channels", "block_size", "bias", "muon")  # flags that must be the checkpoint's
 MOMENTS = {"AdamW": {"step", "exp_avg", "exp_avg_sq"}, "Muon": {"momentum_buffer"}}  # what each keeps
@@ -111,7 +112,7 @@ def read_torch(kind, path: Path) -> dict:
 
 def load_flags(kind, path: Path, preset: str = "auto"):
     """Return the flags of a checkpoint as the dataclass `kind`; raises UserError if it has another preset."""
-    notes = _read_torch(path, tensors=False) if path.suffix == ".pt" else _read_arrays(path)[1]
+    notes = _read_torch(path, tensors=False) if path.suffix == ".pt" else _read_arrays(path, ["notes"])[1]
     try:
         config = _config(kind, notes["config"])
     except WRONG:
@@ -247,11 +248,11 @@ def resume_jax(config, state) -> tuple[object, int, dict]:
     return jax.tree.unflatten(jax.tree.structure(state), leaves), step, run
 
 
-def _read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict]:
-    """Return the arrays of a checkpoint.npz by name, and its notes; numpy verifies all checksums."""
+def _read_arrays(path: Path, names: list[str] | None = None) -> tuple[dict[str, np.ndarray], dict]:
+    """Return the arrays of a checkpoint.npz, all or those of these names, and its notes; numpy verifies checksums."""
     try:
         with np.load(path) as file:
-            arrays = {name: file[name] for name in file.files}
+            arrays = {name: file[name] for name in names or file.files}
         if any(isinstance(array, bytes) for array in arrays.values()):  # whose file in it does not begin as an array's
             raise ValueError("something else than an array")
         notes = json.loads(str(arrays.pop("notes")))

@@ -70,7 +70,7 @@ EXERCISES = (
         "Go back to a feedforward architecture. Each input should be a sequence of N words, output should be the "
         "(N+1)th word. (Classification, the classes are all the possible words in the vocabulary, negative log "
         "likelihood loss.)",
-        budget=120,
+        budget=125,
     ),
     Exercise(
         12,

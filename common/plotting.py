@@ -4,11 +4,12 @@ import csv
 import json
 import math
 import textwrap
+from itertools import cycle
 from pathlib import Path
 
 from common import UserError
 from common.curriculum import find_exercise
-from common.data import shorten
+from common.text import shorten
 
 import numpy as np
 from matplotlib import get_data_path
@@ -73,28 +74,36 @@ def plot_loss(out: Path, unit: str, log: str = "") -> None:
     save(figure, out / "loss.png")
 
 
-def plot_runs(outs: Positional[tuple[Path, ...]], picture: Path) -> None:
-    """Draw several runs in one picture, each with the name of its out folder: training loss, smoothed, and test error.
+def plot_runs(outs: tuple[Path, ...], picture: Path) -> None:
+    """Draw runs of any exercises in one picture, each with its folder's name: training loss, smoothed, and evaluation.
 
-    From the command line: `python -m common.plotting runs/adam runs/sgd --picture optimizers.png`. Raises UserError
-    where a folder holds no run with a test set, or the picture cannot be written.
+    The evaluation is the error where all runs have an accuracy, else the loss. For the command line: `python -m
+    common.plotting runs/adam runs/sgd --picture optimizers.png`. Raises UserError where a folder holds no run, or the
+    picture cannot be written.
     """
-    figure = Figure(figsize=(14, 5), dpi=120, layout="constrained")
-    loss, error = figure.subplots(1, 2)
-    for color, out in zip(CLASSES, outs):
+    runs = []
+    for out in outs:
         try:
             series = _read_metrics(out / "metrics.csv")
-            (steps, losses), (test_steps, accuracies) = series["train", "loss"], series["test", "accuracy"]
+            evaluations = {metric: values for (split, metric), values in series.items() if split in LABELS}
+            if "loss" not in evaluations:
+                raise KeyError("loss")
+            runs.append((out.name, *series["train", "loss"], evaluations))
         except (OSError, KeyError):
-            raise UserError(
-                f"{out} holds no metrics.csv of a run with a test set: give the --out of such a run"
-            ) from None
-        loss.plot(steps, _smooth(losses, max(1, len(losses) // 100)), color=color, linewidth=1.4, label=out.name)
-        error.plot(test_steps, 100 * (1 - accuracies), color=color, linewidth=1.4, label=out.name)
-    loss.set(ylabel="training loss, smoothed (nats per sample)", yscale="log")
-    error.set(ylabel="test error (% of samples)")
-    _log_percent(error)
-    for ax in (loss, error):
+            raise UserError(f"{out} holds no metrics.csv of a run: give the --out of a run") from None
+    metric = "accuracy" if all("accuracy" in evaluations for *_, evaluations in runs) else "loss"
+    figure = Figure(figsize=(14, 5), dpi=120, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for color, (name, steps, losses, evaluations) in zip(cycle(CLASSES), runs):
+        left.plot(steps, _smooth(losses, max(1, len(losses) // 100)), color=color, linewidth=1.4, label=name)
+        steps, values = evaluations[metric]
+        right.plot(
+            steps, 100 * (1 - values) if metric == "accuracy" else values, color=color, linewidth=1.4, label=name
+        )
+    left.set(ylabel="training loss, smoothed", yscale="log")
+    right.set(ylabel="error of the evaluation (% of samples)" if metric == "accuracy" else "loss of the evaluation")
+    _log_percent(right)
+    for ax in (left, right):
         ax.set_xlabel("steps of gradient descent")
         ax.grid(alpha=0.25)
         ax.spines[["top", "right"]].set_visible(False)
@@ -105,13 +114,13 @@ def plot_runs(outs: Positional[tuple[Path, ...]], picture: Path) -> None:
 def plot_regions(out: Path, predict, x: np.ndarray, y: np.ndarray) -> None:
     """Draw out/regions.png: the class that `predict` gives to every point of the plane, with some samples x (N, D).
 
-    `predict` maps points (M, D) to classes (M,). The plane is that of the first two features, the others are 0 there.
+    `predict` maps points (400², D) to classes (400²,). The plane is that of the first two features; the others are 0.
     """
     result = _read_result(out)
     x, y = np.asarray(x[:1500]), np.asarray(y[:1500])
     reach = np.abs(x[:, :2]).max() * 1.05
     axis = np.linspace(-reach, reach, 400)
-    plane = np.zeros((axis.size**2, x.shape[1]))  # (M, D)
+    plane = np.zeros((axis.size**2, x.shape[1]))  # (400², D)
     plane[:, 0], plane[:, 1] = (grid.ravel() for grid in np.meshgrid(axis, axis))
     classes = np.asarray(predict(plane)).reshape(axis.size, axis.size)
 

@@ -15,10 +15,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from common import UserError
-from common.checkpoint import whole_file
+from common.checkpoint import CHECKPOINTS, whole_file
 from common.curriculum import ROOT
-from common.data import join_words
 from common.program import Terminated
+from common.text import as_characters, copied_share, join_words
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -28,7 +28,6 @@ DRY_RUN_STEPS = 3
 BAR = "{percentage:3.0f} % of {total_fmt} steps, {remaining} left{postfix}"
 PROGRESS_LINES = 20  # of a run whose output is not a terminal; a long run prints more, one per minute
 PICTURES = ("regions.png", "features.png", "attention.png", "loss.png")
-CHECKPOINTS = ("best.pt", "checkpoint.pt", "checkpoint.npz")
 HISTORY = ("samples.txt", "metrics.csv")  # a resumed run keeps the part that is older than its checkpoint
 RUN_FILES = (*PICTURES, "result.json", "run.json", *CHECKPOINTS, *HISTORY)  # a run starts these anew
 DEAR = 600  # a checkpoint that took more seconds is replaced only with --overwrite
@@ -61,7 +60,7 @@ class Run:
         self.least: dict[str, float] = {}  # the least value of each metric
         if resume:
             self.latest, self.least = dict(resume["latest"]), dict(resume["least"])
-        self._waiting: list[tuple[int, str, dict]] = []  # rows whose values are still on the GPU
+        self._waiting: list[tuple[int, str, dict]] = []  # rows whose values may still lie on a device
         self.quiet = False  # True for further seeds, which show no progress and leave no history
 
     def __enter__(self) -> "Run":
@@ -190,23 +189,30 @@ class Run:
                 shown = time.perf_counter()
                 print(f"step {step + 1:{len(str(total))}d}/{total}  {self._progress()}", flush=True)
 
-    def record(self, step: int, split: str, **metrics: float) -> None:
+    def record(self, step: int, split: str, **metrics) -> None:
         """Append one row per metric to metrics.csv: `step` is the number of updates made before it was measured.
 
-        Values on a GPU are read ten calls later, so that the loop need not wait, or with the next that are not on one.
-        Raises UserError if a value is not finite (that row is not written) or if the disk is full.
+        A metric may have n values (n,), of the steps `step`, …, `step` + n - 1. Values that a device may still have to
+        compute, JAX's or those of torch on a GPU, are read when ten others have followed, so that the loop need not
+        wait. Raises UserError if a value is not finite (that row is not written) or if the disk is full.
         """
         self._waiting.append((step, split, metrics))
-        if len(self._waiting) >= 10 or not all(getattr(value, "is_cuda", False) for value in metrics.values()):
+        if not all(map(_on_device, metrics.values())):
             self._record_waiting()
+        elif sum(math.prod(value.shape) for *_, row in self._waiting[:-1] for value in row.values()) >= 10:
+            self._record_waiting(newest=False)
 
-    def _record_waiting(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        for row in waiting:
-            self._record(*row)
+    def _record_waiting(self, newest: bool = True) -> None:
+        """Record the rows that wait, all or all but the newest."""
+        rows, self._waiting = self._waiting, []  # which stays empty if a row is refused: what follows it is lost, too
+        last = [] if newest else [rows.pop()]
+        for step, split, metrics in rows:
+            columns = [np.ravel(value.tolist() if hasattr(value, "tolist") else value) for value in metrics.values()]
+            for i, row in enumerate(zip(*columns, strict=True)):  # of one step each
+                self._record(step + i, split, dict(zip(metrics, map(float, row))))
+        self._waiting = last
 
-    def _record(self, step: int, split: str, metrics: dict[str, float]) -> None:
-        values = {name: float(value) for name, value in metrics.items()}
+    def _record(self, step: int, split: str, values: dict[str, float]) -> None:
         for name, value in values.items():
             if not math.isfinite(value):
                 rate = getattr(self.config, "learning_rate", None)
@@ -225,15 +231,12 @@ class Run:
         vocabulary that begins with "<unk>" the tokens are words, and "<unk>" is left out of the text; else they are
         characters. Raises UserError if the disk is full.
         """
-        unknown = vocab[0] == "<unk>"
+        words = vocab[0] == "<unk>"
         if not hasattr(self, "_training"):
-            self._training = "".join(map(chr, np.asarray(training)))  # a string, in which n-grams are found fast
+            self._training = as_characters(training)
         tokens = [int(token) for token in tokens]
-        first = max(length, len(tokens) - self.config.max_new_tokens + 1)  # where the first n-gram that counts ends
-        grams = [tokens[end - length : end] for end in range(first, len(tokens) + 1)]
-        grams = ["".join(map(chr, gram)) for gram in grams if not (unknown and 0 in gram)]
-        copied = sum(gram in self._training for gram in grams) / max(1, len(grams))
-        text = join_words([vocab[i] for i in tokens if i]) if unknown else "".join(vocab[i] for i in tokens)
+        copied = copied_share(tokens, self._training, length, len(tokens) - self.config.max_new_tokens, words)
+        text = join_words([vocab[i] for i in tokens if i]) if words else "".join(vocab[i] for i in tokens)
         self.write_sample(f"step {step}, {copied:.0%} of its {length}-grams stand in the training text", text)
 
     def write_sample(self, title: str, text: str) -> None:
@@ -295,6 +298,11 @@ class Run:
     def _kept(self) -> str:
         path = self.out / "metrics.csv"
         return f"what was recorded so far is in {path}" if path.exists() else f"{path} is gone, nothing was kept"
+
+
+def _on_device(value) -> bool:
+    """Return whether reading a value may have to wait for a device: a JAX array, or a torch tensor on a GPU."""
+    return hasattr(value, "is_ready") or getattr(getattr(value, "device", None), "type", "cpu") != "cpu"
 
 
 def _folder_of(config) -> Path:

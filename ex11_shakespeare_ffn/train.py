@@ -20,7 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
-from common import UserError, data
+from common import UserError, data, text
 from common.plotting import plot_loss
 from common.program import check_config, clean_exit, torch_device
 from common.record import Run
@@ -58,7 +58,7 @@ class Config:
 
 def read_tokens(config):
     """Return the token ids of the training text and the test text, each (L,), and the vocabulary: the tokens by id."""
-    tokens = data.split_words(data.text(config.text) if config.text else data.shakespeare(config.dry_run))
+    tokens = text.split_words(text.read(config.text) if config.text else data.shakespeare(config.dry_run))
     cut = len(tokens) * 9 // 10
     counts = Counter(tokens[:cut])
     vocab = ["<unk>"] + [token for token in counts if counts[token] >= 2]  # by first occurrence; all others are <unk>

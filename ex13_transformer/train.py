@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from common import UserError, data
+from common import UserError, data, text
 from common.plotting import plot_attention, plot_loss
 from common.program import check_config, clean_exit, torch_device
 from common.record import Run
@@ -64,7 +64,7 @@ class Config:
 
 def read_tokens(config):
     """Return the token ids of the training text and the test text, each (L,), and the vocabulary: the tokens by id."""
-    tokens = data.split_words(data.text(config.text) if config.text else data.shakespeare(config.dry_run))
+    tokens = text.split_words(text.read(config.text) if config.text else data.shakespeare(config.dry_run))
     cut = len(tokens) * 9 // 10
     counts = Counter(tokens[:cut])
     vocab = ["<unk>"] + [token for token in counts if counts[token] >= 2]  # by first occurrence; all others are <unk>
@@ -227,7 +227,7 @@ def main(config: Config) -> dict[str, float]:
     sizes = f"{len(train_tokens)} training and {len(test_tokens)} test tokens"
     print(f"data: {sizes} ({(test_tokens == 0).float().mean():.1%} unknown), vocabulary {len(vocab)}")
 
-    prompt = encode(data.prompt_words(config, vocab, train_tokens), vocab).to(device)  # (L,)
+    prompt = encode(text.prompt_words(config, vocab, train_tokens), vocab).to(device)  # (L,)
     if not len(prompt):
         raise UserError("--prompt is empty: give it a character or more")
     if config.top_k > len(vocab):

@@ -66,7 +66,7 @@ class Config:
 
 
 def preset(flags):
-    """Return the defaults of all flags: those above, or on a GPU larger batches, an epoch a call."""
+    """Return the defaults of all flags: those above, or on a GPU larger batches, and one call per epoch."""
     if jax_device(flags.device).platform == "cpu":
         return Config()
     sizes = {"channels": 64, "batch_size": 500, "steps": 1440, "eval_every": 1440, "steps_per_call": 120}  # 12 epochs
@@ -276,12 +276,6 @@ def evaluate(params, batch_stats, x, y):
     return {"loss": loss_fn(logits, y).item(), "accuracy": (logits.argmax(1) == y).sum().item() / len(y)}
 
 
-def record_losses(run, step, losses):
-    """Record the losses (n,) of the n steps before `step`, waiting for the device."""
-    for i, loss in enumerate(np.asarray(losses), step - len(losses)):
-        run.record(i, "train", loss=loss)
-
-
 def train(config, seed, run, program, x, y, x_test, y_test):
     """Train a new model; return its parameters and running statistics, its metrics at the end, and the seconds."""
     rng = np.random.default_rng(seed)
@@ -291,22 +285,19 @@ def train(config, seed, run, program, x, y, x_test, y_test):
     batch_stats = init_batch_stats(params)
     optimizer = make_optimizer(config)
     state = params, batch_stats, optimizer.init(params)
-    losses, seconds = np.empty(0), 0.0
+    seconds = 0.0
     start = time.perf_counter()
     for step in islice(run.steps(config.steps), 0, None, config.steps_per_call):
         if step % config.eval_every < config.steps_per_call:  # evaluation time is not counted
-            record_losses(run, step, losses)
-            losses = np.empty(0)
+            jax.block_until_ready(state)
             seconds += time.perf_counter() - start
             run.record(step, "test", **evaluate(*state[:2], x_test, y_test))
             start = time.perf_counter()
         index = np.stack(list(islice(minibatches, config.steps_per_call)))  # (n, B)
-        *state, new_losses = program(*state, x, y, index, step, step_key)  # returns at once
-        record_losses(run, step, losses)  # of the previous call, while the device works on this one
-        losses = new_losses  # (n,)
+        *state, losses = program(*state, x, y, index, step, step_key)  # returns at once
+        run.record(step, "train", loss=losses)  # (n,), read while the device works on a later call
     jax.block_until_ready(state)
     seconds += time.perf_counter() - start
-    record_losses(run, config.steps, losses)
     test = evaluate(*state[:2], x_test, y_test)
     run.record(config.steps, "test", **test)
     return state[:2], test, seconds
@@ -321,7 +312,7 @@ def main(config: Config) -> dict[str, float]:
     if config.steps % config.steps_per_call:
         raise UserError(f"--steps {config.steps} must be a multiple of --steps-per-call {config.steps_per_call}")
     print(f"data: training {tuple(x.shape)}, test {tuple(x_test.shape)}; images of each class {np.bincount(y)}")
-    size = f"{config.batch_size} images a step, {config.steps_per_call} steps a call, {config.precision}"
+    size = f"{config.batch_size} images per step, {config.steps_per_call} steps per call, {config.precision}"
     print(f"{device.platform} preset, and your flags ({device.device_kind}): {size}")
 
     with Run(config, {"ln 10": np.log(10)}, device.device_kind) as run:

@@ -244,14 +244,14 @@ def train_step(params, batch_stats, opt_state, x, y, optimizer, key, dropout):
 
 
 def update(config, optimizer, params, batch_stats, opt_state, mean, images, labels, step, key):
-    """Return params, batch_stats, opt_state, the moving average of the first two, and the loss (1,) before."""
+    """Return params, batch_stats, opt_state, the moving average of the first two, and the loss () before."""
     y = optax.smooth_labels(jax.nn.one_hot(labels, len(params["head"]["b"])), config.smoothing)  # (B, K)
     images = normalise(images, config.precision)  # (B, S, S, 3)
     state = params, batch_stats, opt_state
     *state, loss = train_step(*state, images, y, optimizer, key, config.dropout)
     keep = jnp.minimum(config.ema, (1 + step) / (10 + step))  # a shorter average at first
     mean = optax.incremental_update(tuple(state[:2]), mean, 1 - keep)
-    return *state, mean, loss[None]
+    return *state, mean, loss
 
 
 def evaluate(config, params, batch_stats, packed, rows):
@@ -265,12 +265,6 @@ def evaluate(config, params, batch_stats, packed, rows):
         hits = jax.lax.top_k(logits, min(5, logits.shape[1]))[1] == labels[:, None]  # (B, 5)
         sums += np.array([loss_fn(logits, y) * len(y), hits[:, 0].sum(), hits.sum(), y.sum()])
     return dict(zip(("loss", "accuracy", "top5"), (sums / sums[3]).tolist()))
-
-
-def record_losses(run, step, losses):
-    """Record the losses (n,) of the n steps before `step`, waiting for the device."""
-    for i, loss in enumerate(np.asarray(losses), step - len(losses)):
-        run.record(i, "train", loss=loss)
 
 
 def train(config, seed, x, x_val, device, rows, whole):
@@ -294,13 +288,12 @@ def train(config, seed, x, x_val, device, rows, whole):
     program = program.lower(*state, *batch, 0, step_key).compile()
     with Run(config, {"ln K": np.log(len(x.classes))}, device.device_kind, resumed) as run:
         waited, since = 0.0, first  # milliseconds are shown as means since the last evaluation
-        losses, seconds = np.empty(0), 0.0
+        seconds = 0.0
         start = time.perf_counter()
         for step in run.steps(config.steps, first):
             stop = terminated()
             if step % config.eval_every == 0 or stop:
-                record_losses(run, step, losses)
-                losses = np.empty(0)
+                jax.block_until_ready(state)
                 seconds += time.perf_counter() - start
                 checkpoint.save_jax(run, step, state)
                 if stop:
@@ -308,17 +301,15 @@ def train(config, seed, x, x_val, device, rows, whole):
                 run.record(step, "validation", **evaluate(config, *state[3], x_val, rows))
                 waited, since = 0.0, step
                 start = time.perf_counter()
-            *state, new_losses = program(*state, *batch, step, jax.random.fold_in(step_key, step))  # returns at once
+            *state, loss = program(*state, *batch, step, jax.random.fold_in(step_key, step))  # returns at once
             called = time.perf_counter()
             batch = batch if config.dummy_data else jax.device_put(next(loaded, None), rows)
             waited += time.perf_counter() - called
-            record_losses(run, step, losses)  # of the previous call, while the device works on this one
-            losses = new_losses  # (n,)
+            run.record(step, "train", loss=loss)  # read while the device works on a later step
             spent = np.array([time.perf_counter() - start, waited]) * 1000 / (step + 1 - since)
             run.latest["step ms"], run.latest["data ms"] = spent
         jax.block_until_ready(state)
         seconds += time.perf_counter() - start
-        record_losses(run, config.steps, losses)
         checkpoint.save_jax(run, config.steps, state)
         run.record(config.steps, "validation", **evaluate(config, *state[3], x_val, rows))
         measured = {name.replace(" ", "_"): value for name, value in run.latest.items()}

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from common import UserError, checkpoint, data, speed
+from common import UserError, checkpoint, data, speed, text
 from common.plotting import plot_loss
 from common.program import Terminated, check_config, clean_exit, terminated, torch_device
 from common.record import DRY_RUN_STEPS, Run
@@ -91,7 +91,7 @@ def defaults(preset: Preset = "auto", resume: bool = False, device: str = "auto"
 
 def read_tokens(config):
     """Return the token ids of training text and validation text, each (L,), and the vocabulary: all characters."""
-    tokens = data.text(config.text) if config.text else data.shakespeare(config.dry_run)
+    tokens = text.read(config.text) if config.text else data.shakespeare(config.dry_run)
     cut = len(tokens) * 9 // 10
     vocab = sorted(set(tokens))
     if len(tokens) - cut <= config.block_size:
@@ -104,7 +104,7 @@ def read_tokens(config):
 def encode(tokens, vocab):
     """Return a text as token ids (L,), the indices of its characters in the vocabulary; UserError if one has none."""
     ids = {token: i for i, token in enumerate(vocab)}
-    data.check_characters(tokens, vocab)
+    text.check_characters(tokens, vocab)
     return torch.tensor([ids[token] for token in tokens])  # (L,)
 
 
@@ -283,7 +283,7 @@ def main(config: Config) -> dict[str, float]:
         raise UserError(f"--batch-size {config.batch_size} is larger than the training text ({there})")
     print(f"data: {len(train_tokens)} training and {len(val_tokens)} validation characters, vocabulary {len(vocab)}")
 
-    prompt = encode(data.prompt_words(config, vocab, train_tokens), vocab).to(device)  # (L,)
+    prompt = encode(text.prompt_words(config, vocab, train_tokens), vocab).to(device)  # (L,)
     if not len(prompt):
         raise UserError("--prompt is empty: give it a character or more")
     if config.top_k > len(vocab):

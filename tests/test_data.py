@@ -12,7 +12,7 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from common import data
+from common import data, text
 from common.data import DataError
 
 import numpy as np
@@ -364,17 +364,17 @@ def test_texts_that_are_refused(content, message, tmp_path):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(DataError, match=message):
-        data.text(path)
+        text.read(path)
     with pytest.raises(DataError, match="Is a directory"):
-        data.text(tmp_path)
+        text.read(tmp_path)
 
 
 def test_text_without_marks(tmp_path):
     path = tmp_path / "text.txt"
     path.write_bytes("\ufeffHark!\r\nBoth files \ufeffhad one.\n".encode())
-    assert data.text(path) == "Hark!\nBoth files had one.\n"
+    assert text.read(path) == "Hark!\nBoth files had one.\n"
 
 
 def test_shorten():
-    assert data.shorten("a" * 100) == "a" * 100
-    assert data.shorten("a" * 101) == "a" * 99 + "…"
+    assert text.shorten("a" * 100) == "a" * 100
+    assert text.shorten("a" * 101) == "a" * 99 + "…"

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 from common import data
 from common.curriculum import ROOT
+from common.text import split_words
 
 import numpy as np
 import pytest
@@ -433,11 +434,11 @@ def test_choose_keeps_the_test_set_out(number, mnist, shakespeare, monkeypatch):
     for name in ("mnist", "shakespeare"):
         monkeypatch.setattr(data, name, getattr(data, name))  # which choose.py replaces
     (images, _), _ = data.mnist()
-    words = data.split_words(data.shakespeare())
+    words = split_words(data.shakespeare())
     seen = []
 
     def main(config):
-        seen.append(data.mnist() if number not in (11, 12, 13) else data.split_words(data.shakespeare()))
+        seen.append(data.mnist() if number not in (11, 12, 13) else split_words(data.shakespeare()))
         print("seconds=1")
         return {"test_accuracy": 0.5, "test_loss": 1.0}
 

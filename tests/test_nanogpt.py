@@ -332,19 +332,19 @@ def test_gpu_without_bfloat16(native, found, monkeypatch):
 
 def test_losses_on_a_gpu_are_read_later(ex, tmp_path):
     class OnGpu:
-        is_cuda, read = True, 0
+        device, shape, read = torch.device("cuda"), (), 0
 
         def __init__(self, value):
             self.value = value
 
-        def __float__(self):
+        def tolist(self):
             OnGpu.read += 1
             return self.value
 
     with Run(ex.Config(out=tmp_path), {"ln V": 1.0}) as run_:
         for step in range(14):
             run_.record(step, "train", loss=OnGpu(float(step)))
-            assert OnGpu.read == (10 if step >= 9 else 0)
+            assert OnGpu.read == (10 if step >= 10 else 0)
         run_.record(14, "validation", loss=0.5)
         assert OnGpu.read == 14
         assert list(read_metrics(tmp_path)["train", "loss"].values()) == list(range(14))

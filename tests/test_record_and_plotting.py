@@ -3,6 +3,7 @@
 import errno
 import json
 import math
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -251,6 +252,15 @@ def test_pictures_are_files(tmp_path):
     height, width = regions.shape[:2]
     left, right = regions[height // 2, int(width * 0.3), :3], regions[height // 2, int(width * 0.8), :3]
     assert not np.allclose(left, right, atol=0.05)  # the two classes have two colours
+
+
+def test_a_new_run_starts_every_file_anew_that_anything_writes():
+    """The names in the sources of what writes into out/ are those that Run deletes or cuts back."""
+    written = set()
+    for module in ("plotting", "checkpoint", "record"):
+        source = (ROOT / "common" / f"{module}.py").read_text(encoding="utf-8")
+        written |= set(re.findall(r'out / "([a-z]+\.\w+)"', source)) | set(re.findall(r'_write_json\("(\S+)"', source))
+    assert written == set(record.RUN_FILES)
 
 
 def test_picture_that_cannot_be_written(tmp_path):

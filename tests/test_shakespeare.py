@@ -7,7 +7,8 @@ import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
-from common import UserError, data, plotting
+from common import UserError, plotting
+from common.text import join_words, prompt_words, split_words
 
 import pytest
 import torch
@@ -41,11 +42,11 @@ def settings(temperature=1.0, top_k=0, top_p=1.0):
 
 
 def test_words_of_the_text(shakespeare):
-    words = data.split_words(shakespeare)
+    words = split_words(shakespeare)
     assert len(words) == 292_299
     assert "".join(words) == re.sub(r"[^\S\n]", "", shakespeare)  # nothing is lost but spaces
-    text = data.join_words(words)
-    assert data.split_words(text) == words
+    text = join_words(words)
+    assert split_words(text) == words
     lines, originals = text.split("\n"), shakespeare.split("\n")
     assert len(lines) == len(originals)
     assert sum(line == original for line, original in zip(lines, originals)) / len(lines) > 0.99
@@ -53,8 +54,8 @@ def test_words_of_the_text(shakespeare):
 
 def test_join_words():
     text = "He said: well (so--and-so) [Aside] no!\nYes, 'tis; is't?\n\nI"
-    assert data.join_words(data.split_words(text)) == text
-    assert data.join_words([]) == ""
+    assert join_words(split_words(text)) == text
+    assert join_words([]) == ""
 
 
 @pytest.mark.parametrize(
@@ -72,20 +73,20 @@ def test_join_words():
     ],
 )
 def test_words_of_other_alphabets(text, words):
-    assert data.split_words(text) == words
-    assert data.split_words(data.join_words(words)) == words
+    assert split_words(text) == words
+    assert split_words(join_words(words)) == words
 
 
 def test_join_words_of_a_script_without_spaces():
     text = "我有iPhone手机，你好。\n「是」 (so)"
-    assert data.join_words(data.split_words(text)) == "我有iPhone手机，你好。\n「是」(so)"
+    assert join_words(split_words(text)) == "我有iPhone手机，你好。\n「是」(so)"
 
 
 @hypothesis_settings(max_examples=2_000, deadline=None, database=None)
 @given(strategies.text(alphabet=strategies.sampled_from("a'’é\u0301ж我カー。ไน์1(.[]-\n \u3000_❤\ufe0f\u200d\ufeff")))
 def test_join_words_loses_no_word(text):
-    words = data.split_words(text)
-    assert data.split_words(data.join_words(words)) == words
+    words = split_words(text)
+    assert split_words(join_words(words)) == words
 
 
 @LANGUAGE
@@ -96,10 +97,10 @@ def test_vocabulary(number, shakespeare, monkeypatch):
     assert vocab[0] == "<unk>"
     assert len(set(vocab)) == len(vocab)
     assert (test == 0).float().mean().item() == pytest.approx(0.061, abs=0.0005)
-    words = data.split_words(shakespeare)
+    words = split_words(shakespeare)
     assert all(vocab[n] in (word, "<unk>") for n, word in zip(train[:1000].tolist(), words))
     # It depends on the training part alone.
-    monkeypatch.setattr(data, "split_words", lambda text: words[:263_069] + ["zounds"] * 29_230)
+    monkeypatch.setattr("common.text.split_words", lambda text: words[:263_069] + ["zounds"] * 29_230)
     assert ex.read_tokens(ex.Config())[2] == vocab
 
 
@@ -355,7 +356,7 @@ def test_share_of_copied_4_grams(tmp_path):
 
 def prompt(words, vocab, **fields):
     """Return what samples go on from in a text of words."""
-    return data.prompt_words(load(12).Config(**fields), vocab, [vocab.index(word) for word in words])
+    return prompt_words(load(12).Config(**fields), vocab, [vocab.index(word) for word in words])
 
 
 def test_prompt(capsys):
@@ -417,8 +418,8 @@ def test_any_text_runs_without_a_prompt(number, name, tmp_path, capsys):
         ex.main(config)
     text = (tmp_path / "out" / "samples.txt").read_text(encoding="utf-8")
     assert text.count("--- step") == 2
-    words = list(TEXTS[name]) if number == 16 else data.split_words(TEXTS[name])
-    assert "\n" + ("".join(words[:8]) if number == 16 else data.join_words(words[:8])) in text
+    words = list(TEXTS[name]) if number == 16 else split_words(TEXTS[name])
+    assert "\n" + ("".join(words[:8]) if number == 16 else join_words(words[:8])) in text
     assert "samples continue the text's first tokens" in capsys.readouterr().out
 
 

@@ -20,6 +20,7 @@ import tyro
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from common import UserError, data
 from common.program import clean_exit
+from common.text import join_words, split_words
 
 from helpers import load
 
@@ -41,8 +42,8 @@ def main(config: Config) -> None:
         train, validation = (images[:cut], labels[:cut]), (images[cut:], labels[cut:])
         data.mnist = lambda dry_run=False: (train, validation)  # the exercise takes the validation set for its test set
     else:  # whose test set is the last tenth of the words
-        words = data.split_words(data.shakespeare())
-        text = data.join_words(words[: len(words) * 9 // 10])
+        words = split_words(data.shakespeare())
+        text = join_words(words[: len(words) * 9 // 10])
         data.shakespeare = lambda dry_run=False: text
     for setting in config.settings:
         results = []

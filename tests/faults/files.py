@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
-from common import UserError, checkpoint, data, imagenet, openwebtext
+from common import UserError, checkpoint, data, imagenet, openwebtext, text
 from common.cli.folder import Folder, read_run
 from common.cli.judge import judge
 from common.cli.review import write_review
@@ -210,18 +210,18 @@ def texts(folder: Path) -> list[Reader]:
     path = folder / "mine.txt"
     path.write_text("\ufeffThe café's 他们说 «да», 🙂 e\u0301!\r\n\n" + data.shakespeare()[:5_000], encoding="utf-8")
 
-    def text():
-        content = data.text(path)
+    def content_of():
+        content = text.read(path)
         assert content == path.read_text(encoding="utf-8").replace("\ufeff", "")
         return content
 
     def words():
         content = path.read_bytes().decode(errors="replace").replace("\ufeff", "")
-        found = data.split_words(content)
+        found = text.split_words(content)
         assert "".join("".join(found).split()) == "".join(content.split())  # nothing is lost but blanks
-        return data.join_words(found)
+        return text.join_words(found)
 
-    return [Reader("text", [path], text, 15_000, False), Reader("words of a text", [path], words, 15_000, False)]
+    return [Reader("text", [path], content_of, 15_000, False), Reader("words of a text", [path], words, 15_000, False)]
 
 
 def checkpoints(folder: Path) -> list[Reader]:

@@ -144,9 +144,9 @@ def changes(config):
     rows = {
         "exercise 10: batches from the host, each loss awaited": (one, loop_of_10(config, one, on_device=False)),
         "data on the device": (one, loop_of_10(config, one, on_device=True)),
-        "one program a step, losses one call late": (one, loop_of_14(one, augment=False)),
+        "one program per step, losses read late": (one, loop_of_14(one, augment=False)),
         "augmentation": (one, loop_of_14(one, augment=True)),
-        "an epoch a call": (epoch, loop_of_14(epoch, augment=True)),
+        "one call per epoch": (epoch, loop_of_14(epoch, augment=True)),
         "bfloat16": (rough, loop_of_14(rough, augment=True)),
         "batches of 500": (large, loop_of_14(large, augment=True)),
     }
