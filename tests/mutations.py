@@ -350,9 +350,9 @@ MNIST = {
             "gpu_resnet::seeds",
         ),
         (
-            "14-losses-of-the-last-call-lost",
-            "    record_losses(run, config.steps, losses)\n",
-            "    record_losses(run, config.steps, losses[:-1])\n",
+            "14-losses-recorded-a-step-late",
+            'run.record(step, "train", loss=losses)',
+            'run.record(step + 1, "train", loss=losses)',
             "gpu_resnet::every_loss_is_recorded_and_evaluations_where_asked[2]",
         ),
     ],
@@ -832,8 +832,8 @@ COMMON = {
         ),
         (
             "record-losses-on-a-gpu-one-later",
-            "len(self._waiting) >= 10",
-            "len(self._waiting) > 10",
+            "for value in row.values()) >= 10",
+            "for value in row.values()) > 10",
             "nanogpt::losses_on_a_gpu_are_read_later",
         ),
         (
@@ -844,8 +844,8 @@ COMMON = {
         ),
         (
             "record-n-grams-of-the-prompt-count",
-            "max(length, len(tokens) - self.config.max_new_tokens + 1)",
-            "length",
+            "length, len(tokens) - self.config.max_new_tokens, words)",
+            "length, 0, words)",
             "shakespeare::share_of_copied_4_grams",
         ),
     ],
@@ -858,8 +858,8 @@ COMMON = {
         ),
         (
             "plot-runs-accuracy-as-error",
-            "100 * (1 - accuracies)",
-            "100 * accuracies",
+            "100 * (1 - values) if metric",
+            "100 * values if metric",
             "record_and_plotting::runs_beside_one_another",
         ),
         (
@@ -953,6 +953,28 @@ COMMON = {
             'run.latest["validation loss"] >= run.least',
             "nanogpt::best_is_the_least_validation_loss",
         ),
+    ],
+    "common/text.py": [
+        (
+            "text-n-grams-with-unk-count",
+            "if not (words and 0 in gram)",
+            "if gram",
+            "shakespeare::share_of_copied_4_grams",
+        ),
+        (
+            "text-last-n-gram-forgotten",
+            "range(max(length, first + 1), len(tokens) + 1)",
+            "range(max(length, first + 1), len(tokens))",
+            "shakespeare::share_of_copied_4_grams",
+        ),
+        (
+            "text-space-behind-an-opening-bracket",
+            r"[(\[]) (?!\p{M})",
+            r"[(]) (?!\p{M})",
+            "shakespeare::words_of_the_text",
+            "shakespeare::join_words",
+        ),
+        ("text-apostrophe-ends-a-word", r"[\p{{L}}\p{{M}}'’])+", r"[\p{{L}}\p{{M}}’])+", "shakespeare::join_words"),
     ],
     "common/distributed.py": [
         (
