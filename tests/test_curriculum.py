@@ -8,6 +8,7 @@ from common.curriculum import EXERCISES, ROOT, find_exercise
 
 import pytest
 from helpers import BUILT, train_py
+from mutations import TABLE
 
 STEPS = [exercise for exercise in BUILT if exercise.parent]
 
@@ -170,3 +171,18 @@ def test_the_words_of_the_field(exercise):
     assert [word for word in GONE if word in source] == []
     text = " ".join(source.replace("\n#", "\n").split())
     assert [term for term in NAMED.get(exercise.number, ()) if term not in text] == []
+
+
+def test_every_mutation_applies():
+    """Each changes one place in a file that is there, into valid Python, and names tests that there are."""
+    assert len(TABLE) >= 100
+    assert len({mutation.name for mutation in TABLE}) == len(TABLE)
+    for mutation in TABLE:
+        source = (ROOT / mutation.file).read_text(encoding="utf-8")
+        mutated = mutation.apply(source)
+        assert mutated is not None, f"{mutation.name}: {mutation.before!r} is not in {mutation.file} exactly once"
+        assert mutated != source, mutation.name
+        compile(mutated, mutation.file, "exec")
+        for test in mutation.node_ids:
+            path, name = test.split("::")
+            assert f"def {name.partition('[')[0]}(" in (ROOT / path).read_text(encoding="utf-8"), test

@@ -497,6 +497,18 @@ def test_muon(ex, tokens, tmp_path):
         train(ex, tmp_path, steps=8, resume="yes")
 
 
+@pytest.mark.parametrize("name", ["up", "down"])
+def test_muon_moves_as_far_as_adamw(ex, name):
+    """A fifth of the learning rate in the root of the mean square, whatever the matrix's shape (Liu et al. 2025)."""
+    model = ex.Transformer(ex.Config(**SMALL | {"channels": 64}), 300)
+    _, muon = ex.make_optimizers(ex.Config(**SMALL | {"muon": True, "weight_decay": 0.0}), model)
+    weight = getattr(model.blocks[0], name).weight
+    before = weight.detach().clone()
+    ex.loss_fn(model(torch.randint(300, (4, 16))), torch.randint(300, (4, 16))).backward()
+    muon.step()
+    assert (weight.detach() - before).square().mean().sqrt().item() == pytest.approx(0.2 * 0.002, rel=0.3)
+
+
 # Accumulation and resume
 
 

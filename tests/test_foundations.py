@@ -239,6 +239,23 @@ def test_seed_is_that_of_the_weights_too(number, tmp_path, monkeypatch):
     assert first[0] != second[0]
 
 
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 5, 6])
+def test_seed_is_that_of_the_data(number, tmp_path, monkeypatch):
+    ex, seen = load(number), []
+    make_data = ex.make_data
+
+    def keep(config, rng):
+        seen.append(np.asarray(make_data(config, rng)[0]))
+        raise KeyboardInterrupt  # the rest of the run is not needed
+
+    monkeypatch.setattr(ex, "make_data", keep)
+    for seed in (0, 0, 1):
+        with pytest.raises(KeyboardInterrupt):
+            ex.main(ex.Config(num_samples=1_000, seed=seed, out=tmp_path))
+    assert (seen[0] == seen[1]).all()
+    assert (seen[0] != seen[2]).all()
+
+
 def test_noise_flag(tmp_path):
     for number in (1, 3):
         ex = load(number)

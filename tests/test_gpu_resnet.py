@@ -283,6 +283,8 @@ def test_augment(monkeypatch):
     sheared, _ = maps(shear=0.3)
     assert -0.3 <= sheared[:, 1, 0].min() < -0.29 < 0.29 < sheared[:, 1, 0].max() <= 0.3001
     np.testing.assert_array_equal(sheared[:, [0, 0, 1], [0, 1, 1]], np.broadcast_to([1, 0, 1], (n, 3)))
+    turned, _ = maps(rotate=90.0, shear=0.3)
+    np.testing.assert_allclose(np.linalg.det(turned), 1, atol=1e-5)  # neither changes the size of what is drawn
     _, shift = maps(shift=3.0)
     assert (shift.min(0) < -2.9).all()
     assert (shift.max(0) > 2.9).all()
@@ -315,6 +317,9 @@ def test_bfloat16():
     assert {leaf.dtype for leaf in jax.tree.leaves((rough, also_moved))} == {np.dtype("float32")}
     assert 0 < abs(exact - rough).max() < 0.05 * abs(exact).max()
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=0.02, atol=0.02), moved, also_moved)
+    pooled = params | {"head": {"w": jnp.eye(8, 10), "b": jnp.zeros(10)}}  # whose logits are the features themselves
+    features, _ = ex.forward(pooled, batch_stats, ex.normalise(images, "bfloat16"))
+    assert (features != features.astype("bfloat16")).mean() > 0.5  # their means, too, are taken in float32
     optimizer = ex.make_optimizer(config)
     index = np.arange(64).reshape(1, 64)
     state = (params, batch_stats, optimizer.init(params), images, y, index, 0, key)

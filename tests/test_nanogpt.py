@@ -311,12 +311,23 @@ def test_speed():
     assert "of 756 TFLOP/s" in fake_speed("NVIDIA H100 PCIe", 1e5, flops)
     assert "of 362 TFLOP/s" in fake_speed("NVIDIA L40S", 1e5, flops)
     assert "unknown chip (NVIDIA GeForce GTX 1050)" in fake_speed("NVIDIA GeForce GTX 1050", 1e4, flops)
+    assert "41.6% of 989 TFLOP/s (8 × NVIDIA H200)" in fake_speed("NVIDIA H200", 8 * 480_000, flops, 8)
 
 
-def fake_speed(name, rate, flops):
+def fake_speed(name, rate, flops, *devices):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "get_device_name", lambda: name)
-        return speed.describe(rate, flops, torch.device("cuda"))
+        return speed.describe(rate, flops, torch.device("cuda"), *devices)
+
+
+def test_speed_on_the_way(monkeypatch):
+    """Of 10 steps of 500,000 tokens in 20 seconds, with 36,000 left; on two GPUs, as a share of both."""
+    shown = {"tokens/s": 250_000, "hours left": pytest.approx(20)}
+    assert speed.progress(10, 36_000, 500_000, 20.0, 857_000_000, CPU) == shown
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 3 * 10**9)
+    found = speed.progress(10, 36_000, 500_000, 20.0, 857_000_000, torch.device("cuda"), 2)
+    assert found == shown | {"MFU %": pytest.approx(10.83, abs=0.01), "GB": 3}
 
 
 @pytest.mark.parametrize(("native", "found"), [(True, True), (False, False)])
