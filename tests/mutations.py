@@ -1066,18 +1066,25 @@ CLI = {
     "common/cli/review.py": [
         (
             "review-marks-what-was-not-changed",
-            "default.get(name, value) != value",
-            "default.get(name, value) == value",
+            "reference.get(name, value) != value",
+            "reference.get(name, value) == value",
             "rampup::review",
         ),
         ("review-first-part-of-the-samples", "folder.samples[-SAMPLE:]", "folder.samples[:-SAMPLE]", "rampup::review"),
     ],
     "common/cli/judge.py": [
         ("judge-every-run-is-short", "if excess < -figure.margin:", "if excess < figure.margin:", "rampup::hints"),
-        ("judge-worse-than-the-baseline-is-ok", "if value < least:", "if value > least:", "rampup::hints"),
+        (
+            "judge-worse-than-the-baseline-is-ok",
+            "if value < 0.97 * least:",
+            "if value > 0.97 * least:",
+            "rampup::hints",
+        ),
         ("judge-any-first-loss-is-ok", "first > 1.25 * uniform", "first > 12.5 * uniform", "rampup::hints"),
         ("judge-no-overfitting", "points[-1][1] > 1.05 * (least", "points[-1][1] > 5.05 * (least", "rampup::hints"),
-        ("judge-flat-loss-is-ok", "mean < 0.95 * losses[0]", "mean < 1.05 * losses[0]", "rampup::hints"),
+        ("judge-flat-loss-is-ok", "    if last > 0.95 * first:", "    if last > 1.5 * first:", "rampup::hints"),
+        ("judge-a-missing-minus-is-well-done", "if least < 0:", "if least < -100:", "rampup::loss_that"),
+        ("judge-a-loss-that-comes-back-is-ok", "last > 1.5 * least and", "last < 1.5 * least and", "rampup::hints"),
     ],
     "common/cli/course.py": [
         (

@@ -658,6 +658,34 @@ def test_check_says_that_it_runs_the_reference(tmp_path):
     assert first_line.endswith(" as exercise 1, the reference solution (--folder PATH: your own)")
 
 
+def test_the_page_about_what_check_reads(tmp_path):
+    """Its program runs and leaves what it says; its files can be read; its names are those of the lessons' figures."""
+    text = (site.PAGES / "what-check-reads.md").read_text(encoding="utf-8")
+    program, csv, result = (re.search(rf"```{kind}\n(.*?)```", text, re.S)[1] for kind in ("python", "csv", "json"))
+    (tmp_path / "train.py").write_text(program, encoding="utf-8")
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    ran = subprocess.run(
+        [sys.executable, tmp_path / "train.py"], capture_output=True, text=True, timeout=120, env=environment
+    )
+    assert ran.returncode == 0, ran.stderr
+    losses = folder.read_metrics(tmp_path / "out" / "metrics.csv")["train", "loss"]
+    assert [step for step, _ in losses] == list(range(100))
+    record = folder.read_result(tmp_path / "out" / "result.json")
+    assert record["metrics"]["loss"] < 1 < record["baselines"]["answer 0"]
+    assert ran.stdout.splitlines()[-1].startswith("result: loss=0.954 answer=")
+    (tmp_path / "metrics.csv").write_text(csv, encoding="utf-8")
+    (tmp_path / "result.json").write_text(result, encoding="utf-8")
+    shown = folder.read_metrics(tmp_path / "metrics.csv")
+    assert shown["train", "loss"] == [(step, round(loss, 3)) for step, loss in losses[:3]]
+    assert folder.read_result(tmp_path / "result.json")["baselines"] == {"answer 0": 25.476}
+    rows = re.findall(r"^\| ([\d, ]+) \| (.*) \|$", text, re.M)
+    names = {int(n): re.findall(r"`(\w+)`", named) for numbers, named in rows for n in numbers.split(",")}
+    assert set(names) == {exercise.number for exercise in EXERCISES}
+    for exercise in BUILT:
+        assert {figure.metric for figure in course.expected(exercise)} <= set(names[exercise.number])
+        assert set(names[exercise.number]) & set(judge.LOSSES)
+
+
 def test_check_refuses(tmp_path):
     one_sentence(rampup("check", 1, "--folder", tmp_path), "no train.py in")
 
@@ -816,7 +844,7 @@ def pages(tmp_path_factory):
 
 
 def test_site_has_a_page_for_each(pages):
-    others = {"index.html", "it-does-not-learn.html", "glossary.html", "errata.html"}
+    others = {f"{name}.html" for name in ("index", "it-does-not-learn", "what-check-reads", "glossary", "errata")}
     assert set(pages) == {f"{e.folder}.html" for e in BUILT} | others
     index = Page(pages["index.html"].read_text(encoding="utf-8"))
     assert {f"{e.folder}.html" for e in BUILT} <= set(index.values("href"))
