@@ -1083,7 +1083,7 @@ CLI = {
         ("judge-any-first-loss-is-ok", "first > 1.25 * uniform", "first > 12.5 * uniform", "rampup::hints"),
         ("judge-no-overfitting", "points[-1][1] > 1.05 * (least", "points[-1][1] > 5.05 * (least", "rampup::hints"),
         ("judge-flat-loss-is-ok", "    if last > 0.95 * first:", "    if last > 1.5 * first:", "rampup::hints"),
-        ("judge-a-missing-minus-is-well-done", "if least < 0:", "if least < -100:", "rampup::loss_that"),
+        ("judge-a-missing-minus-is-well-done", "if least < 0:", "if least < -100:", "rampup::a_loss_that_cannot_be"),
         ("judge-a-loss-that-comes-back-is-ok", "last > 1.5 * least and", "last < 1.5 * least and", "rampup::hints"),
     ],
     "common/cli/course.py": [
