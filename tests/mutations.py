@@ -1084,7 +1084,12 @@ CLI = {
         ("judge-no-overfitting", "points[-1][1] > 1.05 * (least", "points[-1][1] > 5.05 * (least", "rampup::hints"),
         ("judge-flat-loss-is-ok", "    if last > 0.95 * first:", "    if last > 1.5 * first:", "rampup::hints"),
         ("judge-a-missing-minus-is-well-done", "if least < 0:", "if least < -100:", "rampup::a_loss_that_cannot_be"),
-        ("judge-a-loss-that-comes-back-is-ok", "last > 1.5 * least and", "last < 1.5 * least and", "rampup::hints"),
+        (
+            "judge-a-loss-that-comes-back-is-ok",
+            "least < 0.8 * first and last > 1.5",
+            "least < 0.8 * first and last < 1.5",
+            "rampup::hints",
+        ),
     ],
     "common/cli/course.py": [
         (

@@ -7,6 +7,7 @@ from common.cli.course import Exercise, Expected, expected
 from common.cli.folder import SHOWN, Folder, defaults, visible
 
 LOSSES = ("test_loss", "validation_loss", "loss")
+ACCURACIES = ("test_accuracy", "validation_accuracy", "accuracy")
 FLOORS = ("noise floor", "Bayes")  # baselines of exercises 1 to 6 that no program beats
 MEASURED = {  # flags of the run that the README's figure is of, where they are not the defaults of every machine
     15: {"data": "imagenet_sample", "steps": 800, "eval_every": 100},
@@ -176,8 +177,10 @@ def baseline(exercise: Exercise, folder: Folder) -> list[Finding]:
     steps, wanted = folder.result["config"].get("steps"), defaults(folder.source).get("steps")
     if isinstance(steps, int) and isinstance(wanted, int) and steps < wanted / 2:
         return [Finding("note", text, f"these are {steps:,} of the {wanted:,} steps: train to the end")]
-    accuracy = max((v for k, v in folder.result["metrics"].items() if "accuracy" in k), default=0.0)
-    if accuracy > 3 * math.exp(-least):  # of K classes 1 / K are right by chance, and the baseline is ln K
+    metrics = folder.result["metrics"]
+    accuracy = next((metrics[name] for name in ACCURACIES if name in metrics), 0.0)
+    chance = math.exp(-least)  # of K classes 1 / K are right by chance, and the baseline is ln K
+    if accuracy - chance > (1 - chance) / 2:
         hint = f"an accuracy of {accuracy:.0%} is far from chance: it is sure and wrong now and then; does it diverge?"
     elif exercise.number < 4:
         hint = "prediction and target must have one shape: (B,) minus (B, 1) is (B, B), whose best answer is the mean"
@@ -209,8 +212,10 @@ def last_losses(folder: Folder) -> list[Finding]:
     findings = []
     losses = [value for _, value in folder.series.get(("train", "loss"), [])]
     if len(losses) >= 100:
-        findings.append(way_of(losses))
-    for split in ("all", "test", "validation"):
+        evaluated = [value for _, value in folder.series.get(("all", "loss"), [])]
+        findings.append(way_of(losses, min(evaluated, default=losses[0])))
+    said = any(finding.mark == "short" for finding in findings)
+    for split in (*(() if said else ("all",)), "test", "validation"):
         points = folder.series.get((split, "loss"), [])
         if len(points) >= 5 and points[-1][1] > 1.05 * (least := min(value for _, value in points)):
             step = next(step for step, value in points if value == least)
@@ -221,20 +226,23 @@ def last_losses(folder: Folder) -> list[Finding]:
     return findings
 
 
-def way_of(losses: list[float]) -> Finding:
-    """Return whether at least 100 training losses fell, rose, stood still, or came down and went up again."""
+def way_of(losses: list[float], evaluated: float) -> Finding:
+    """Return whether at least 100 training losses fell, rose, stood still, or came down and went up again.
+
+    `evaluated` is the least loss on all samples, which says that it came down where batches are too noisy to say so.
+    """
     width = len(losses) // 10
     means = [sum(losses[i : i + width]) / width for i in range(len(losses) % width, len(losses), width)]
-    first, least, last = losses[0], min(means), means[-1]
+    first, least, last = losses[0], min(*means, evaluated), means[-1]
     text = f"train loss from {first:.4g} to {last:.4g} (mean of the last {width} steps)"
-    if last > 1.05 * first and last > 1.05 * means[0]:
-        hint = "it rises: does the update subtract the gradient, and has the loss its sign? else lower --learning-rate"
-        return Finding("short", text, hint)
-    if last > 1.5 * least and last - least > 0.05 * (first - least):
+    if least < 0.8 * first and last > 1.5 * least and last - least > 0.05 * (first - least):
         hint = (
             "it diverges or jumps about: are the gradients zeroed before every backward()? else lower --learning-rate"
         )
         return Finding("short", f"{text}, after {least:.4g} in between", hint)
+    if last > 1.05 * first and last > 1.05 * means[0]:
+        hint = "it rises: does the update subtract the gradient, and has the loss its sign? else lower --learning-rate"
+        return Finding("short", text, hint)
     if last > 0.95 * first:
         hint = "it hardly falls: learn one batch by heart first; print the gradients' norms; change --learning-rate"
         return Finding("short", text, hint)
