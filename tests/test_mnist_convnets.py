@@ -15,6 +15,9 @@ import torch
 import torch.nn.functional as F
 from helpers import load, one_sentence, read_metrics, run
 
+sys.path.insert(0, str(ROOT / "tests" / "bench"))
+import resnet_parts
+
 DROPOUT_KEY = jax.random.key(7)
 
 
@@ -150,6 +153,25 @@ def test_batch_norm_equals_torch():
         stats = moved
         np.testing.assert_allclose(stats["mean"], theirs.running_mean.numpy(), atol=1e-5)
         np.testing.assert_allclose(stats["var"], theirs.running_var.numpy(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("part", resnet_parts.CHANGES)
+def test_what_the_bench_takes_away(part, monkeypatch):
+    """Each edit of the program finds its lines, leaves a network, and takes away what it says."""
+    source, ex = resnet_parts.without(part), load(10)
+    monkeypatch.setitem(vars(ex), "__name__", "without")
+    monkeypatch.setitem(sys.modules, "without", ex)
+    exec(compile(source, "train.py", "exec"), vars(ex))
+    config = ex.Config(channels=4)
+    model = new_model(ex, config)
+    logits, moved = jax.eval_shape(lambda x: ex.forward(*model, x, True, DROPOUT_KEY, 0.1), np.zeros((2, 28, 28)))
+    assert logits.shape == (2, 10)
+    block = model[0]["stages"][0][0]
+    jaxpr = str(jax.make_jaxpr(lambda x: ex.forward(*model, x, True, DROPOUT_KEY, 0.1))(np.zeros((2, 28, 28))))
+    assert ("rsqrt" in jaxpr) == (part != "batch norm")
+    assert ("shortcut" in block) == (part != "shortcuts")
+    assert bool(block["conv2"]["scale"].any()) == (part in ("zero scale", "shortcuts"))
+    assert (model[0]["head"]["w"].shape[0] == 128) == (part == "global average pooling")
 
 
 def test_evaluation_looks_at_each_image_alone():
