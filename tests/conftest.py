@@ -3,6 +3,7 @@
 import atexit
 import os
 import shutil
+import signal
 import sys
 import tempfile
 
@@ -12,6 +13,10 @@ os.environ["OMP_NUM_THREADS"] = "1"
 # Before JAX is: what one test or the program that it runs has compiled, the next need not compile again.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
+
+# What a shell starts in its background, or nohup, hears no Ctrl-C, nor would the programs that tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from common import data
 from common import openwebtext as openwebtext_data

@@ -636,9 +636,7 @@ def test_workers(end, folder, tmp_path, request):
     (tmp_path / "main.py").write_text(MAIN)
     command = [sys.executable, tmp_path / "main.py", folder, end]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    deaf = signal.signal(signal.SIGINT, signal.SIG_DFL)  # tests in a shell's background hear no Ctrl-C, nor would this
     process = subprocess.Popen(command, start_new_session=True, **pipes)
-    signal.signal(signal.SIGINT, deaf)
     request.addfinalizer(process.kill)  # where an assertion fails
     lines = []
     while "loading\n" not in lines:
