@@ -181,7 +181,10 @@ def test_killed_worker(openwebtext, two_processes, tmp_path):
 
 @pytest.mark.parametrize("whom", ["torchrun", "one worker"])
 def test_sigterm(openwebtext, two_processes, tmp_path, whom):
-    """Both processes save after the same step and end with 143; whoever goes on leaves the unbroken run's files."""
+    """Both processes save after the same step and end with 143; whoever goes on leaves the unbroken run's files.
+
+    Going on is tried once: whoever had the signal, the checkpoint and the files before it are those of these steps.
+    """
 
     def terminate(process):
         wait_for(lambda: has_row(tmp_path, 13))
@@ -195,6 +198,10 @@ def test_sigterm(openwebtext, two_processes, tmp_path, whom):
     step = step_of(tmp_path)
     assert 14 <= step < STEPS
     assert list(read_metrics(tmp_path)["train", "loss"]) == list(range(step))
+    for name in ("metrics.csv", "samples.txt"):
+        assert (two_processes / name).read_bytes().startswith((tmp_path / name).read_bytes())
+    if whom == "torchrun":
+        return
     assert torchrun(2, *flags_of(tmp_path, openwebtext), "--resume", "yes").returncode == 0
     for name in ("metrics.csv", "samples.txt"):
         assert (tmp_path / name).read_bytes() == (two_processes / name).read_bytes()

@@ -300,16 +300,20 @@ except Exception as error:
 
 
 def test_commands_for_several_gpus(tmp_path):
-    """The README's, with as many simulated devices; epochs are the same share of an epoch whatever the batch size."""
+    """The README's; the last is run, with as many simulated devices (test_dry_run has one, the next test 2 and 4)."""
     text = (ROOT / "ex15_imagenet" / "README.md").read_text(encoding="utf-8")
     commands = re.findall(r"^\| (\d) \| `python ex15_imagenet/train.py (.*)` \|$", text, re.MULTILINE)
     assert [int(number) for number, _ in commands] == [1, 4, 8]
-    small = ["--dry-run", "--channels", 4, "--size", 32, "--train-size", 32, "--workers", 0, "--device", "cpu"]
-    for number, flags in commands:
-        options = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={number}"}
-        result = run(15, *flags.split(), *small, "--out", tmp_path / number, env=options)
-        assert result.returncode == 0, result.stderr
-        assert f"epochs, devices: {number}\n" in result.stdout
+    ex = load(15)
+    configs = [tyro.cli(ex.Config, args=flags.split()) for _, flags in commands]
+    assert [(config.batch_size, config.epochs) for config in configs[1:]] == [(1024, 90), (2048, 90)]
+    assert len({config.learning_rate / config.batch_size for config in configs[1:]}) == 1  # which goes with the batch
+    small = ["--dry-run", "--dummy-data", "--channels", 2, "--size", 32, "--train-size", 32, "--workers", 0]
+    small += ["--device", "cpu"]
+    options = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    result = run(15, *commands[-1][1].split(), *small, "--out", tmp_path, env=options)
+    assert result.returncode == 0, result.stderr
+    assert "epochs, devices: 8\n" in result.stdout
 
 
 def test_epochs(tmp_path):

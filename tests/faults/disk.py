@@ -19,7 +19,12 @@ WRITTEN = {  # by exercise and folder, how the names of the files begin that it 
     (15, "imagenet"): ("train-00000.jpegs", "train-00000.json", "val-00000.jpegs", "set"),
     (17, "openwebtext"): ("train", "val", "tokens"),
 }
-SHORT = {(15, ""): ("checkpoint",), (15, "imagenet"): ("train-00000.jpegs", "set"), (17, "openwebtext"): ("train",)}
+SHORT = {  # one of each kind: a row, a text, a torch file, JSON; an array file; what is prepared
+    (16, ""): ("metrics", "samples", "checkpoint", "result"),
+    (15, ""): ("checkpoint",),
+    (15, "imagenet"): ("train-00000.jpegs",),
+    (17, "openwebtext"): ("train",),
+}
 LINKS = [f"{name}{end}" for name in ("best.pt", "checkpoint.pt", "result.json", "run.json") for end in ("", ".tmp")]
 LINKS += ["metrics.csv", "samples.txt", "loss.png", "best.tmp", "checkpoint.tmp", "result.tmp"]
 CLAIMS = ("is whole", "is kept", "stays", "is in ", "go on with")  # what may not be said of files that are gone
@@ -31,11 +36,12 @@ def cases(full: bool, rng: Random, folder: Path) -> Iterator[Case]:
     import torch  # noqa: F401
 
     flags, data = tiny.inputs(folder), Path(os.environ["RAMPUP_DATA"])
-    for (number, prepared), files in (WRITTEN if full else WRITTEN | SHORT).items():
-        whole = folder / f"{number}{prepared}"
-        yield tiny.unbroken(number, flags[number], whole)
+    for number in (15, 16, 17):
+        yield tiny.unbroken(number, flags[number], folder / f"{number}")
+    for (number, prepared), files in (WRITTEN if full else SHORT).items():
+        whole = folder / f"{number}"
         for i, name in enumerate(files * (4 if full else 1)):
-            out = folder / f"{whole.name}-{i}"
+            out = folder / f"{number}{prepared}-{i}"
             place = data / prepared if prepared else out
             sizes = [path.stat().st_size for path in (place if prepared else whole).rglob(f"{name}*")]
             if prepared:

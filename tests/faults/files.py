@@ -29,7 +29,7 @@ from tests.faults.programs import MORE_MEMORY, Case, end, file_operations, start
 import numpy as np
 
 SECONDS = 5  # that reading one file may take
-SHARE = 50  # of the full campaign's files, one in so many is tried in the short one
+SHARE = 250  # of the full campaign's files, one in so many is tried in the short one
 KINDS = ("flipped bits", "flipped bits", "cut off", "doubled", "spliced", "zeroed", "empty", "a byte more")
 ODD = [None, True, -1, 0, 1, 2**64, 10**400, 0.5, -1e308, math.nan, math.inf, "", "x" * 10**5, "../x", "\ud800\x1b[31m"]
 ODD += [[], [None], {}, {"": {}}, [[[]]], [1] * 1000]

@@ -34,7 +34,7 @@ def cases(full: bool, rng: Random, folder: Path) -> Iterator[Case]:
     import torch  # noqa: F401
 
     flags, note = tiny.inputs(folder), folder / "operations"
-    counts = {16: (36, 12), 17: (24, 6), 15: (24, 6)} if full else {16: (5, 2), 17: (2, 0), 15: (3, 0)}
+    counts = {16: (36, 12), 17: (24, 6), 15: (24, 6)} if full else {16: (5, 1), 17: (1, 0), 15: (1, 0)}
     for number, (count, new) in counts.items():
         whole = folder / f"{number}"
         yield tiny.unbroken(number, flags[number], whole, file_operations(whole, lambda n, *_: note.write_text(str(n))))
