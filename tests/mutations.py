@@ -740,7 +740,7 @@ GPT = {
             "17-dropout-not-seeded",
             "            torch.manual_seed(\n",
             "            hash(\n",
-            "ddp::resumed_process_drops_what_the_unbroken_one_drops[1]",
+            "ddp::processes_drop_other_units",
         ),
         (
             "17-gradients-not-clipped",
