@@ -634,7 +634,7 @@ WORDS = {
 
 GPT = {
     "ex16_gpu_nanogpt/train.py": [
-        ("16-other-betas", "betas=(0.9, 0.99)", "betas=(0.9, 0.999)", "nanogpt::decay_groups"),
+        ("16-other-betas", "betas=(0.9, 0.99)", "betas=(0.9, 0.999)", "nanogpt::betas_are_nanogpts"),
         (
             "16-decays-biases",
             '{"params": vectors, "weight_decay": 0.0}',
@@ -734,10 +734,20 @@ GPT = {
             "17-processes-drop-the-same",
             "hash((config.seed, step, rank))",
             "hash((config.seed, step))",
-            "ddp::processes_share_a_step",
+            "ddp::processes_drop_other_units",
         ),
-        ("17-dropout-not-seeded", "            torch.manual_seed(\n", "            hash(\n", "ddp::exact_resume[7]"),
-        ("17-gradients-not-clipped", "nn.utils.clip_grad_norm_(model.parameters(), 1.0)", "pass", "ddp::16_equals_17"),
+        (
+            "17-dropout-not-seeded",
+            "            torch.manual_seed(\n",
+            "            hash(\n",
+            "ddp::processes_drop_other_units",
+        ),
+        (
+            "17-gradients-not-clipped",
+            "nn.utils.clip_grad_norm_(model.parameters(), 1.0)",
+            "pass",
+            "ddp::gradients_are_clipped",
+        ),
         (
             "17-accumulated-loss-not-divided",
             "ddp_model(x, y) / grad_accum_steps",
@@ -756,7 +766,7 @@ GPT = {
             "index[: len(index) // world_size].chunk",
             "ddp::processes_share_a_step",
         ),
-        ("17-other-betas", "betas=(0.9, 0.95)", "betas=(0.9, 0.99)", "ddp::muon"),
+        ("17-other-betas", "betas=(0.9, 0.95)", "betas=(0.9, 0.99)", "ddp::betas_are_nanogpts"),
         (
             "17-samples-numbers-that-are-no-tokens",
             "            0, -1, : vocab.n_vocab",
@@ -797,7 +807,7 @@ COMMON = {
             "record-waiting-rows-lost",
             "self._record_waiting()\n        np.seterr",
             "pass\n        np.seterr",
-            "nanogpt::losses_on_a_gpu_are_read_later",
+            "record_and_plotting::rows_on_a_gpu_are_written_when_a_run_is_interrupted",
         ),
         ("record-rows-not-cut-back", "os.truncate(path, sizes.get(name, 0))", "continue", "nanogpt::exact_resume[9]"),
         (
@@ -854,25 +864,25 @@ COMMON = {
             "plot-overfits-from-the-largest",
             "steps[values.argmin()]}: overfits",
             "steps[values.argmax()]}: overfits",
-            "record_and_plotting::loss_picture",
+            "record_and_plotting::overfitting_is_marked_at_the_least_validation_loss",
         ),
         (
             "plot-runs-accuracy-as-error",
             "100 * (1 - values) if metric",
             "100 * values if metric",
-            "record_and_plotting::runs_beside_one_another",
+            "record_and_plotting::runs_beside_one_another_show_losses_and_errors",
         ),
         (
             "plot-filters-in-reverse",
             "np.moveaxis(pictures, -1, 0)",
             "np.moveaxis(pictures, -1, 0)[::-1]",
-            "mnist_convnets::pictures",
+            "record_and_plotting::features_picture",
         ),
         (
             "plot-attention-transposed",
             "np.asarray(weights[layer][head])",
             "np.asarray(weights[layer][head]).T",
-            "shakespeare::attention_in_any_script",
+            "record_and_plotting::attention_picture",
         ),
         (
             "plot-accuracy-as-error",
@@ -931,7 +941,7 @@ COMMON = {
             "checkpoint-not-on-the-disk",
             "            os.fsync(file.fileno())\n        os.replace",
             "        os.replace",
-            "openwebtext::on_the_disk_before_it_is_believed",
+            "checkpoint::whole_and_on_the_disk_before_it_gets_its_name",
         ),
         ("checkpoint-moments-lost", '{"state": moments, ', '{"state": {}, ', "nanogpt::exact_resume[9]"),
         (
@@ -1016,7 +1026,7 @@ COMMON = {
             "openwebtext-map-stays-open",
             'np.memmap(path, np.uint16, "r") if path else tokens',
             "tokens",
-            "openwebtext::windows",
+            "openwebtext::windows_keep_no_file_open",
         ),
         ("openwebtext-no-end-of-text", "ids.append([END_OF_TEXT])", "pass", "openwebtext::special_and_empty_documents"),
         ("openwebtext-another-shuffle", "seed=2357", "seed=0", "openwebtext::sample_is_nanogpts_file"),
@@ -1068,7 +1078,7 @@ CLI = {
             "review-marks-what-was-not-changed",
             "reference.get(name, value) != value",
             "reference.get(name, value) == value",
-            "rampup::review",
+            "rampup::review_marks_what_is_not_the_references",
         ),
         ("review-first-part-of-the-samples", "folder.samples[-SAMPLE:]", "folder.samples[:-SAMPLE]", "rampup::review"),
     ],
