@@ -40,7 +40,7 @@ def judge(exercise: Exercise, folder: Folder) -> list[Finding]:
         text = f"not compared with the expected {figures[0].text}, which is of {measured or 'the default flags'}"
         findings = [Finding("note", f"{text}: this run has {other}")]
     else:
-        findings = [compare_with(figure, folder.result["metrics"]) for figure in figures]
+        findings = [compare_with(exercise, figure, folder.result["metrics"]) for figure in figures]
     if folder.result and not findings:
         findings.append(Finding("note", "the exercise's README gives no figure to compare with yet"))
     return [*findings, *baseline(folder), *first_loss(folder), *last_losses(folder)]
@@ -68,8 +68,8 @@ def flag(name: str, value: object) -> str:
     return f"no --{name}" if value is None else f"--{name} {visible(str(value))[:SHOWN]}"
 
 
-def compare_with(figure: Expected, metrics: dict[str, float]) -> Finding:
-    """Return how a metric compares with its expected figure."""
+def compare_with(exercise: Exercise, figure: Expected, metrics: dict[str, float]) -> Finding:
+    """Return how a metric compares with the figure that the exercise's README expects."""
     name = figure.metric.replace("_", " ")
     if figure.metric not in metrics:
         return Finding(
@@ -80,7 +80,8 @@ def compare_with(figure: Expected, metrics: dict[str, float]) -> Finding:
     text = f"{name} {figure.shown(value)}, expected {figure.text}"
     difference = f"{100 * abs(excess):.{figure.decimals}f} points" if figure.percent else figure.shown(abs(excess))
     if excess < -figure.margin:
-        return Finding("short", f"{text}: short by {difference}", "see common/cli/pages/it-does-not-learn.md")
+        hint = f"`rampup hint {exercise.number}` asks what may be wrong"
+        return Finding("short", f"{text}: short by {difference}", hint)
     if excess > figure.margin:
         return Finding("note", f"{text}: better by {difference}", "well done, or the test data took part in training")
     return Finding("ok", text)
