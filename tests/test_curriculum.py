@@ -94,7 +94,11 @@ def test_readme_of_folder(exercise):
     text = (folder / "README.md").read_text(encoding="utf-8")
     assert exercise.sentence in " ".join(text.replace("\n> ", "\n").split())
     assert f"python {exercise.folder}/train.py" in text
-    assert text.count("<details>") == 2  # two questions with folded answers
+    assert text.count("<details><summary>Answer</summary>") == 2  # two questions with folded answers
+    folds = re.findall(r"^<details><summary>(.*)</summary>$", text, re.M)
+    assert text.count("<details") == text.count("</details>") == len(folds)
+    hints = [fold for fold in folds if fold != "Answer"]
+    assert [re.match(r"Hint (\d): ", hint)[1] for hint in hints] == [str(n + 1) for n in range(len(hints))]
     if exercise.parent:
         parent = find_exercise(exercise.parent).folder
         assert f"diff {parent}/train.py {exercise.folder}/train.py" in text

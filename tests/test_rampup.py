@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from common import UserError
-from common.cli import course, diff, folder, judge, site
+from common.cli import commands, course, diff, folder, hint, judge, site
 from common.cli.check import figure_flags
 from common.cli.html import code_lines
 from common.cli.review import write_review
@@ -189,7 +189,7 @@ def test_framework():
     assert frameworks[8] == frameworks[14] == "JAX, optax"
 
 
-@pytest.mark.parametrize("command", [("list",), ("diff", "9"), ("diff", "--stat")])
+@pytest.mark.parametrize("command", [("list",), ("diff", "9"), ("diff", "--stat"), ("hint", "4", "--most")])
 def test_start_is_light(command):
     code = f"import sys; sys.argv = ['rampup', *{command!r}]; from common.cli import commands; commands.main(); "
     code += "heavy = {'torch', 'jax', 'matplotlib', 'numpy', 'jinja2', 'pygments.lexers.python'} & set(sys.modules); "
@@ -484,6 +484,78 @@ def test_code_lines_are_those_of_the_text():
         source = train_py(exercise.number).read_text(encoding="utf-8")
         lines = code_lines(source)
         assert ["".join(Page(line).text) for line in lines] == source.splitlines()
+
+
+# the hints
+
+
+def code_of(source: str) -> list[str]:
+    """Return the lines of a program that are code, longer than 25 characters, without what is said beside them."""
+    lines = (line.split("  # ")[0].strip() for line in source.splitlines())
+    return [line for line in lines if len(line) > 25 and re.search(r"[=(\[]", line)]
+
+
+@pytest.mark.parametrize("exercise", BUILT, ids=lambda exercise: exercise.folder)
+def test_hints_of(exercise):
+    """Three or more, each a symptom, a nudge and what to look at, and neither holds a line of the solution."""
+    hints = hint.read_hints(exercise)
+    assert 3 <= len(hints) <= 6
+    assert len({one.symptom for one in hints}) == len(hints)
+    text = (hint.HINTS / f"{exercise.number:02}.md").read_text(encoding="utf-8")
+    assert text.startswith(f"# Exercise {exercise.number}\n\n## ")
+    assert text.count("\n\nMore:\n\n") == text.count("More:") == len(hints)
+    assert max(map(len, text.splitlines())) <= 120
+    lines = code_of(train_py(exercise.number).read_text(encoding="utf-8"))
+    assert len(lines) > 40
+    for one in hints:
+        assert len(one.symptom) <= 80
+        assert 40 <= len(one.nudge) <= 400
+        assert 100 <= len(one.more) <= 900
+        assert "?" in one.nudge  # it asks
+        assert [line for line in lines if line in one.nudge + one.more] == []
+
+
+def test_hint_on_the_screen(monkeypatch, capsys):
+    """Three steps, each with all of the one before, and each says how to get the next."""
+    monkeypatch.setenv("COLUMNS", "100")
+    shown = []
+    for flags in ({}, {"more": True}, {"most": True}):
+        monkeypatch.setattr(commands, "console", commands.Console(highlight=False, soft_wrap=True))
+        commands.hint("4", **flags)
+        shown.append(" ".join(capsys.readouterr().out.split()))
+    hints = hint.read_hints(find_exercise(4))
+    assert all(one.symptom in text and one.nudge in text for one in hints for text in shown)
+    assert [[one.more in text for one in hints] for text in shown] == [[False] * len(hints)] + [[True] * len(hints)] * 2
+    line = "return -log_probs[torch.arange(len(y)), y].mean() # ()"
+    assert [line in text for text in shown] == [False, False, True]
+    for text, command in zip(shown, ("hint 4 --more", "hint 4 --most", "diff 4")):
+        assert f"`rampup {command}`" in text
+    assert str(hint.FAULTS) in shown[1]
+    assert hint.FAULTS.exists()
+
+
+def test_the_last_hint_shows_what_is_new(capsys):
+    """Every line of it is in the exercise's program, and none of them is a line of its docstring or of its parent."""
+    commands.hint("5", most=True)
+    old, new = (train_py(n).read_text(encoding="utf-8").splitlines() for n in (4, 5))
+    numbered = [re.fullmatch(r" *(\d+)  (.*)", line) for line in capsys.readouterr().out.splitlines()]
+    lines = [(int(match[1]), match[2]) for match in numbered if match]
+    assert len(lines) > 15
+    assert all(new[number - 1] == line for number, line in lines)
+    assert lines[0] == (18, "from itertools import pairwise")
+    assert not {line for _, line in lines} & set(old)
+
+
+def test_hint_of_the_first_exercise(capsys):
+    commands.hint("1", most=True)
+    text = " ".join(capsys.readouterr().out.split())
+    number = train_py(1).read_text(encoding="utf-8").splitlines().index("def backward(x, prediction, y):") + 1
+    assert f"Read the function `backward` in ex01_linreg_numpy/train.py, from line {number} on" in text
+
+
+def test_hint_refuses():
+    one_sentence(rampup("hint", 18), "there is no exercise '18': did you mean ex17_ddp_openwebtext?")
+    one_sentence(rampup("hint", "ex09_mnist_cn"), "did you mean ex09_mnist_cnn")
 
 
 # the check

@@ -100,6 +100,20 @@ def diff(
 
 
 @app.command
+def hint(exercise: tyro.conf.Positional[Name], more: bool = False, most: bool = False) -> None:
+    """Help with an exercise, in three steps: a nudge, what to look at, the lines of the solution.
+
+    Args:
+        exercise: the exercise that you are at
+        more: say what to look at, too
+        most: say that, and show the lines that the solution adds to the program before it
+    """
+    from common.cli.hint import print_hints
+
+    print_hints(console, course.find(exercise), more, most)
+
+
+@app.command
 def review(
     exercise: tyro.conf.Positional[Name],
     folder: Folder = None,

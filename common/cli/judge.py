@@ -145,7 +145,7 @@ def flag(name: str, value: object) -> str:
 
 
 def compare_with(exercise: Exercise, figure: Expected, metrics: dict[str, float]) -> Finding:
-    """Return how a metric compares with its expected figure."""
+    """Return how a metric compares with the figure that the exercise's README expects."""
     name = figure.metric.replace("_", " ")
     if figure.metric not in metrics:
         hint = f"expected {figure.text}: run.finish({figure.metric}=…)"
@@ -155,7 +155,9 @@ def compare_with(exercise: Exercise, figure: Expected, metrics: dict[str, float]
     text = f"{name} {figure.shown(value)}, expected {figure.text}"
     difference = f"{100 * abs(excess):.{figure.decimals}f} points" if figure.percent else figure.shown(abs(excess))
     if excess < -figure.margin:
-        return Finding("short", f"{text}: {'too low' if excess == value - figure.mean else 'too high'} by {difference}")
+        hint = f"`rampup hint {exercise.number}` asks what may be wrong"
+        how = "too low" if "accuracy" in figure.metric else "too high"
+        return Finding("short", f"{text}: {how} by {difference}", hint)
     if excess > figure.margin:
         other = "other data than the reference's?" if exercise.number < 7 else "or the test data took part in training"
         return Finding("note", f"{text}: better by {difference}", f"well done, {other}")

@@ -138,6 +138,8 @@ def page_of(address: str) -> str:
     path, _, anchor = address.partition("#")
     name = next((exercise.folder for exercise in EXERCISES if exercise.folder in Path(path).parts), None)
     page = f"{name}.html" if name else "index.html" if path.endswith("README.md") else ""
+    if (PAGES / Path(path).name).is_file():
+        page = f"{Path(path).stem}.html"
     return page + (f"#{anchor}" if anchor else "#program" if path.endswith("train.py") else "")
 
 
