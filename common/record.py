@@ -220,6 +220,7 @@ class Run:
             if not math.isfinite(value):
                 rate = getattr(self.config, "learning_rate", None)
                 advice = "lower --learning-rate" if step else "that is before any update, so check the data"
+                advice = "look at the sign of the loss" if value == -math.inf else advice
                 raise UserError(f"{split} {name} is {value} at step {step} with learning rate {rate}: {advice}")
             self.latest[f"{split} {name}"] = value
             self.least[f"{split} {name}"] = min(value, self.least.get(f"{split} {name}", value))

@@ -106,6 +106,26 @@ def test_readme_of_folder(exercise):
         assert (folder / image).exists(), f"{exercise.folder}/README.md shows {image}, which is not there"
 
 
+@pytest.mark.parametrize("exercise", BUILT, ids=lambda exercise: exercise.folder)
+def test_task_of_folder(exercise):
+    """The lesson's first section: data, training, what to print, when it is done, with the numbers of the program."""
+    text = (ROOT / exercise.folder / "README.md").read_text(encoding="utf-8")
+    title, task = text.split("\n## ")[:2]
+    assert exercise.sentence.split()[0] in title
+    assert task.startswith("Your task\n")
+    assert 6 <= len(task.splitlines()) <= 28
+    assert all(f"**{word}**" in task for word in ("Data", "Print", "Done"))
+    assert f"`rampup hint {exercise.number}`" in task
+    source = train_py(exercise.number).read_text(encoding="utf-8")
+    assert [line for line in source.splitlines() if len(line.strip()) > 25 and line.strip() in task] == []
+    said = set(map(float, re.findall(r"\d+(?:\.\d+)?", task.replace(",", ""))))
+    for name in ("steps", "learning_rate", "batch_size"):
+        values = re.findall(rf"(?:\b|\"){name}(?:: [\w |]+ =|\":) ([\d._]+)", source)
+        numbers = {float(value.replace("_", "")) for value in values}
+        inherited = exercise.number == 12 or not numbers  # all of 12's are exercise 11's; 15 counts in epochs
+        assert inherited or numbers & said, f"{name}: {numbers}"
+
+
 def test_top_readme():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for exercise in BUILT:

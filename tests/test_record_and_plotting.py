@@ -83,9 +83,16 @@ def test_many_seeds(tmp_path, capsys):
     assert json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))["finals"] == {"loss": [1.0, 2.0]}
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_value_that_is_not_finite(value, tmp_path):
-    with pytest.raises(UserError, match="train loss is .* at step 3 with learning rate 0.5: lower --learning-rate"):
+@pytest.mark.parametrize(
+    ("value", "advice"),
+    [
+        (math.nan, "lower --learning-rate"),
+        (math.inf, "lower --learning-rate"),
+        (-math.inf, "look at the sign of the loss"),
+    ],
+)
+def test_value_that_is_not_finite(value, advice, tmp_path):
+    with pytest.raises(UserError, match=f"train loss is .* at step 3 with learning rate 0.5: {advice}"):
         with Run(Config(tmp_path), {}) as run:
             for step in range(10):
                 run.record(step, "train", loss=value if step == 3 else 1.0)
