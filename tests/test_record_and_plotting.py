@@ -351,6 +351,7 @@ def test_features_picture(tmp_path, figures, channels, shown):
         assert (red > blue + 0.1).tolist() == [False, False, True]
         assert (blue > red + 0.1).tolist() == [True, False, False]
         assert drawn[2][i].to_rgba([[0.0]]).min() == 1
+        assert drawn[2][i].to_rgba([[0.5]])[..., :3].max() < 0.95  # the scale begins at 0, not at the least value
     assert len({picture.get_clim() for picture in drawn[0]}) == len({picture.get_clim() for picture in drawn[2]}) == 1
 
 
