@@ -62,7 +62,7 @@ def losses(out, split="train"):
 # torchrun
 
 
-def torchrun(processes, *flags, during=None, limit=150, restarts=0, where=("--standalone",)):
+def torchrun(processes, *flags, during=None, limit=300, restarts=0, where=("--standalone",)):
     """Run the exercise under torchrun; `during` is called with torchrun's process. Nothing of it outlives the test.
 
     The first variable is explained in common/distributed.py; the second torchrun sets by itself for several processes.

@@ -139,6 +139,7 @@ def test_every_page_can_be_read(pages, open_page, scheme, viewport):
 def test_maths_is_drawn_and_can_be_reached(pages, open_page, viewport):
     for number in (1, 9, 11):
         page = open_page(pages / "site" / f"{find_exercise(number).folder}.html", viewport=viewport)
+        page.evaluate("document.querySelectorAll('details').forEach((fold) => { fold.open = true; })")
         for formula in page.locator("math").all():
             box = formula.bounding_box()
             assert box["width"] > 3

@@ -79,7 +79,9 @@ def in_a_new_python(number, signal, moment, flags, rng, out, whole) -> Case:
         row = rng.randint(1, tiny.STEPS)
         wait_for(lambda: tiny.rows(out) >= row, process)
     else:
-        wait_for(lambda: "numpy" in Path(f"/proc/{process.pid}/maps").read_text(), process)  # which all import first
+        proc = Path(f"/proc/{process.pid}")
+        wait_for(lambda: b"train.py" in (proc / "cmdline").read_bytes(), process)  # else it is still a fork of this one
+        wait_for(lambda: "numpy" in (proc / "maps").read_text(), process)  # which all import first
         time.sleep(rng.uniform(0, 0.7))
     kill([process.pid], signal)
     what = f"exercise {number}, new process"
