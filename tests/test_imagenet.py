@@ -199,7 +199,7 @@ def test_smoothing_by_hand():
     logits, _ = ex.forward(*state[:2], ex.normalise(images), True, jax.random.key(0))
     log_probs = np.asarray(jax.nn.log_softmax(logits))  # (B, K)
     of_class = log_probs[np.arange(8), labels]  # (B,)
-    assert loss.shape == (1,)
+    assert loss.shape == ()
     assert loss[0] == pytest.approx(-(0.8 * of_class + 0.2 * log_probs.mean(1)).mean(), abs=1e-5)
 
 
