@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from common import UserError
 from common.cli import commands, course, diff, folder, hint, judge, site
-from common.cli.check import figure_flags
+from common.cli.check import figure_flags, printed
 from common.cli.html import code_lines
 from common.cli.review import write_review
 from common.curriculum import EXERCISES, ROOT, find_exercise
@@ -725,6 +726,21 @@ def test_check_of_a_program_of_ones_own_making(tmp_path, old, new, said):
     assert [p.name for p in tmp_path.iterdir()] == ["train.py"]
 
 
+def test_printed_losses():
+    lines = "step 5 loss: 0.5\ntrain_loss=1e-3 acc 0.9\nLoss is tensor(-.25, grad)\nloss [nan]\nepoch 3, loss = inf\n"
+    lines += "loss after 100 steps\nloss inferior to 3\nlosses 4\n"
+    found = printed(lines, "loss")
+    assert found[:3] + found[4:] == [0.5, 0.001, -0.25, math.inf]
+    assert math.isnan(found[3])
+    assert printed(lines, r"acc\w*") == [0.9]
+
+
+def test_figures_of_a_stranger_are_no_trouble():
+    for value in (-1e299, 1e299):
+        found = findings_of(4, {"loss": 1e299, "accuracy": 1e299}, {"ln 3": value, "Bayes": value})
+        assert all(len(finding) + len(hint) < 400 for finding, hint in found.items())
+
+
 def test_check_says_that_it_runs_the_reference(tmp_path):
     first_line = rampup("check", 1, "--dry-run", cwd=tmp_path).stdout.splitlines()[0]
     assert first_line.endswith(" as exercise 1, the reference solution (--folder PATH: your own)")
@@ -887,7 +903,7 @@ def test_a_run_at_the_floor_of_other_data():
     """A right exercise 4 with data of its own is right; one that stops above its floor is not."""
     baselines = {"ln 3": 1.0986, "Bayes": 0.5129}
     found = findings_of(4, {"loss": 0.5131, "accuracy": 0.784}, baselines)
-    assert "ok loss 0.5131 is at the Bayes of its own data, 0.5129: no program can do better" in found
+    assert "ok loss 0.5131 is at the Bayes loss of its own data, 0.5129: no program can do better" in found
     assert not any(finding.startswith("short") for finding in found)
     found = findings_of(4, {"loss": 0.6, "accuracy": 0.75}, baselines)
     assert any(finding.startswith("short accuracy 75.00 %") for finding in found)

@@ -174,8 +174,8 @@ def free_form(exercise: Exercise, folder: Folder, temporary: Path, console: Cons
 
 def printed(output: str, name: str) -> list[float]:
     """Return the numbers that stand behind a name, which is a regular expression, in what a program printed."""
-    number = r"-?(?:\d+\.?\d*(?:e[+-]?\d+)?|nan|inf)"
-    found = re.findall(rf"(?:{name})\b[^\d\n-]{{0,12}}?({number})", output, re.I)
+    number = r"[-+]?(?:\d*\.?\d+(?:e[+-]?\d+)?|nan\b|inf\b)"
+    found = re.findall(rf"(?:{name})(?: is)?[ \t:=]+(?:tensor)?[(\[]*({number})", output, re.I)
     return [float(value) for value in found]
 
 

@@ -8,7 +8,7 @@ from common.cli.folder import SHOWN, Folder, defaults, visible
 
 LOSSES = ("test_loss", "validation_loss", "loss")
 ACCURACIES = ("test_accuracy", "validation_accuracy", "accuracy")
-FLOORS = ("noise floor", "Bayes")  # baselines of exercises 1 to 6 that no program beats
+FLOORS = {"noise floor": "noise floor", "Bayes": "Bayes loss"}  # baselines of 1 to 6 that no program beats
 MEASURED = {  # flags of the run that the README's figure is of, where they are not the defaults of every machine
     15: {"data": "imagenet_sample", "steps": 800, "eval_every": 100},
     16: {"preset": "nanogpt-cpu"},
@@ -70,19 +70,8 @@ def judge_printed(exercise: Exercise, folder: Folder) -> list[Finding]:
             findings.append(found)
     if len(values) < 3:
         return findings or [Finding("note", text)]
-    least = min(values)
-    if values[-1] > 1.5 * values[0]:  # a batch may differ so much from another
-        hint = (
-            "it rises: does the update subtract the gradient, and has the loss its sign? else lower the learning rate"
-        )
-        return [Finding("short", text, hint), *findings]
-    if values[-1] > 2 * least and values[-1] - least > 0.05 * (values[0] - least):
-        hint = "it diverges or jumps about: are the gradients zeroed before every backward()? else lower the rate"
-        return [Finding("short", f"{text}, after {least:.4g} in between", hint), *findings]
-    if values[-1] > 0.95 * values[0]:
-        hint = "it hardly falls: are prediction and target of one shape? does the update reach the parameters?"
-        return [Finding("short", text, hint), *findings]
-    return [Finding("ok", text), *findings]
+    # A printed loss may be that of one batch, and two batches may differ so much.
+    return [course_of(text, values[0], min(values), values[-1], risen=1.5), *findings]
 
 
 def impossible(folder: Folder) -> Finding | None:
@@ -119,7 +108,7 @@ def final_loss(folder: Folder) -> float | None:
 def floor_of(folder: Folder) -> tuple[str, float]:
     """Return name and value of the loss that no program goes below, as the run itself reports it; 0.0 without one."""
     baselines = folder.result.get("baselines", {})
-    return next(((name, baselines[name]) for name in FLOORS if name in baselines), ("", 0.0))
+    return next(((FLOORS[name], baselines[name]) for name in FLOORS if name in baselines), ("", 0.0))
 
 
 def other_flags(exercise: Exercise, folder: Folder) -> str:
@@ -153,7 +142,7 @@ def compare_with(exercise: Exercise, figure: Expected, metrics: dict[str, float]
     value = metrics[figure.metric]
     excess = figure.excess(value)
     text = f"{name} {figure.shown(value)}, expected {figure.text}"
-    difference = f"{100 * abs(excess):.{figure.decimals}f} points" if figure.percent else figure.shown(abs(excess))
+    difference = figure.shown(abs(excess)).replace("%", "points")
     if excess < -figure.margin:
         hint = f"`rampup hint {exercise.number}` asks what may be wrong"
         how = "too low" if "accuracy" in figure.metric else "too high"
@@ -181,8 +170,8 @@ def baseline(exercise: Exercise, folder: Folder) -> list[Finding]:
         return [Finding("note", text, f"these are {steps:,} of the {wanted:,} steps: train to the end")]
     metrics = folder.result["metrics"]
     accuracy = next((metrics[name] for name in ACCURACIES if name in metrics), 0.0)
-    chance = math.exp(-least)  # of K classes 1 / K are right by chance, and the baseline is ln K
-    if accuracy - chance > (1 - chance) / 2:
+    chance = math.exp(-max(0.0, least))  # of K classes 1 / K are right by chance, and the baseline is ln K
+    if 1 >= accuracy > (1 + chance) / 2:
         hint = f"an accuracy of {accuracy:.0%} is far from chance: it is sure and wrong now and then; does it diverge?"
     elif exercise.number < 4:
         hint = "prediction and target must have one shape: (B,) minus (B, 1) is (B, B), whose best answer is the mean"
@@ -237,15 +226,18 @@ def way_of(losses: list[float], evaluated: float) -> Finding:
     means = [sum(losses[i : i + width]) / width for i in range(len(losses) % width, len(losses), width)]
     first, least, last = losses[0], min(*means, evaluated), means[-1]
     text = f"train loss from {first:.4g} to {last:.4g} (mean of the last {width} steps)"
+    return course_of(text, first, least, last, risen=1.05)
+
+
+def course_of(text: str, first: float, least: float, last: float, risen: float) -> Finding:
+    """Return whether a loss came down and went up again, rose `risen`-fold, stood still, or fell."""
     if least < 0.8 * first and last > 1.5 * least and last - least > 0.05 * (first - least):
-        hint = (
-            "it diverges or jumps about: are the gradients zeroed before every backward()? else lower --learning-rate"
-        )
+        hint = "it diverges or jumps about: are the gradients zeroed before every backward()? else lower the rate"
         return Finding("short", f"{text}, after {least:.4g} in between", hint)
-    if last > 1.05 * first and last > 1.05 * means[0]:
-        hint = "it rises: does the update subtract the gradient, and has the loss its sign? else lower --learning-rate"
+    if last > risen * first:
+        hint = "it rises: does the update subtract the gradient, and has the loss its sign? else lower the rate"
         return Finding("short", text, hint)
     if last > 0.95 * first:
-        hint = "it hardly falls: learn one batch by heart first; print the gradients' norms; change --learning-rate"
+        hint = "it hardly falls: learn one batch by heart first, print all shapes, print the gradients' norms"
         return Finding("short", text, hint)
     return Finding("ok", text)
