@@ -1,7 +1,7 @@
 """What a run's files say about it, compared with the expected figure, the baseline, and healthy losses."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from common.cli.course import Exercise, Expected, expected
 from common.cli.folder import SHOWN, Folder, defaults, visible
@@ -48,6 +48,9 @@ def judge(exercise: Exercise, folder: Folder) -> list[Finding]:
         findings = [on_floor]
     else:
         findings = [compare_with(exercise, figure, folder.result["metrics"]) for figure in figures]
+        if short := [i for i, finding in enumerate(findings) if finding.mark == "short" and not finding.hint]:
+            hint = f"for what may be wrong: rampup hint {exercise.number}"
+            findings[short[-1]] = replace(findings[short[-1]], hint=hint)  # it is said once
     if folder.result and not findings:
         findings.append(Finding("note", "the exercise's README gives no figure to compare with yet"))
     return [*findings, *baseline(exercise, folder), *first_loss(folder), *last_losses(folder)]
@@ -144,9 +147,8 @@ def compare_with(exercise: Exercise, figure: Expected, metrics: dict[str, float]
     text = f"{name} {figure.shown(value)}, expected {figure.text}"
     difference = figure.shown(abs(excess)).replace("%", "points")
     if excess < -figure.margin:
-        hint = f"`rampup hint {exercise.number}` asks what may be wrong"
         how = "too low" if "accuracy" in figure.metric else "too high"
-        return Finding("short", f"{text}: {how} by {difference}", hint)
+        return Finding("short", f"{text}: {how} by {difference}")
     if excess > figure.margin:
         other = "other data than the reference's?" if exercise.number < 7 else "or the test data took part in training"
         return Finding("note", f"{text}: better by {difference}", f"well done, {other}")
