@@ -18,6 +18,7 @@ from typing import BinaryIO
 from common.cli.course import framework, train_py
 from common.cli.folder import MAX_CSV, Folder, read_bytes, read_folder, read_run, size, visible
 from common.cli.judge import MEASURED, Finding, judge, judge_printed
+from common.cli.start import marked
 from common.curriculum import ROOT, Exercise
 from common.data import data_dir
 
@@ -55,6 +56,8 @@ def check(console: Console, exercise: Exercise, path: Path | None, dry_run: bool
     own = not folder.path.samefile(ROOT / exercise.folder)
     what = "" if own else ", the reference solution (--folder PATH: your own)"
     console.print(f"checking {visible(str(folder.path / 'train.py'))} as exercise {exercise.number}{what}")
+    if marked(folder.path) not in ("", exercise.folder):
+        console.print(Text(f"this folder was begun for {marked(folder.path)}", "yellow"))
     right, out = True, folder.path / "out"
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
         for finding in findings(exercise, folder, Path(temporary), dry_run, console):

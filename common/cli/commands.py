@@ -25,6 +25,7 @@ console = Console(highlight=False, soft_wrap=True)
 Name = Annotated[str, tyro.conf.arg(metavar="EXERCISE")]  # of an exercise: 9, ex09_mnist_cnn, a path that ends so
 File = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
 Folder = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
+Maybe = tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="[EXERCISE]")]]  # left out in a folder of `start`
 
 
 @app.command(name="list")
@@ -56,6 +57,42 @@ def last_run(exercise: course.Exercise) -> Text:
     figures = [figure for figure in course.expected(exercise) if figure.metric in result["metrics"]]
     shown = [f"{f.metric.replace('_', ' ')} {f.shown(result['metrics'][f.metric])}" for f in figures]
     return Text(f"{', '.join(shown) or 'run'} ({visible(str(result.get('date', 'no date')))[:10]})", "green")
+
+
+@app.command(name="start")
+def start_exercise(
+    exercise: tyro.conf.Positional[Name],
+    folder: tyro.conf.Positional[Annotated[Path | None, tyro.conf.arg(metavar="[FOLDER]")]] = None,
+    program: File = None,
+) -> None:
+    """Make a folder of your own to begin an exercise in: the program before it, the tasks, and small checks.
+
+    Args:
+        exercise: the exercise to begin
+        folder: the folder to make; without it, my_exNN_name in the working directory
+        program: your own train.py of the exercise before it, to begin with in place of the course's
+    """
+    from common.cli.start import start
+
+    found = course.find(exercise)
+    target = folder or Path(f"my_{found.folder}")
+    start(found, target, program)
+    print(f"{target} has train.py, with your tasks at its head, task.md and check_it.py. To begin:\n")
+    print(f"    cd {target}\n    python check_it.py")
+
+
+def which(exercise: str, folder: Path | None = None) -> course.Exercise:
+    """Return the exercise of that name; without a name, the one that the folder, or the working directory, began with.
+
+    Raises UserError if neither says which.
+    """
+    from common.cli.start import marked
+
+    place = (folder or Path()).resolve()
+    place = place.parent if place.name == "train.py" else place
+    if not exercise and not marked(place):
+        raise UserError("which exercise? Give its number (rampup check 4), or work in a folder of `rampup start`")
+    return course.find(exercise or marked(place))
 
 
 @app.command
@@ -100,22 +137,22 @@ def diff(
 
 
 @app.command
-def hint(exercise: tyro.conf.Positional[Name], more: bool = False, most: bool = False) -> None:
+def hint(exercise: Maybe = "", more: bool = False, most: bool = False) -> None:
     """Help with an exercise, in three steps: a nudge, what to look at, the lines of the solution.
 
     Args:
-        exercise: the exercise that you are at
+        exercise: the exercise that you are at; in a folder that `rampup start` made it need not be named
         more: say what to look at, too
         most: say that, and show the lines that the solution adds to the program before it
     """
     from common.cli.hint import print_hints
 
-    print_hints(console, course.find(exercise), more, most)
+    print_hints(console, which(exercise), more, most)
 
 
 @app.command
 def review(
-    exercise: tyro.conf.Positional[Name],
+    exercise: Maybe = "",
     folder: Folder = None,
     html: File = None,
     zip: bool = False,
@@ -125,7 +162,7 @@ def review(
     """Write one HTML file with all that a mentor needs to review an exercise. Nothing in the folder is run.
 
     Args:
-        exercise: the exercise that the folder solves
+        exercise: the exercise that the folder solves; one that `rampup start` made says so itself
         folder: your own folder, wherever it is; without it, the working directory if it has a train.py, else the
             checkout's
         html: the file to write; without it, review_exNN_name.html in the working directory
@@ -135,26 +172,26 @@ def review(
     """
     from common.cli.review import write_review
 
-    found = course.find(exercise)
+    found = which(exercise, folder)
     print(write_review(found, folder, html or Path(f"review_{found.folder}.html"), zip, by, note))
 
 
 @app.command
-def check(exercise: tyro.conf.Positional[Name], folder: Folder = None, dry_run: bool = False) -> None:
+def check(exercise: Maybe = "", folder: Folder = None, dry_run: bool = False) -> None:
     """Run a train.py, with --dry-run and then in full, and say line by line what is right and what falls short.
 
     A program that does not know --dry-run is run as it is, and judged by the losses that it prints. The exit code is 1
     if anything falls short.
 
     Args:
-        exercise: the exercise that the program solves
+        exercise: the exercise that the program solves; a folder that `rampup start` made says so itself
         folder: your own folder, wherever it is; without it, the working directory if it has a train.py, else the
             checkout's
         dry_run: only --dry-run, not the run in full
     """
     from common.cli.check import check as check_folder
 
-    if not check_folder(console, course.find(exercise), folder, dry_run):
+    if not check_folder(console, which(exercise, folder), folder, dry_run):
         sys.exit(1)
 
 
