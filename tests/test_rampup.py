@@ -14,7 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from common import UserError
-from common.cli import commands, course, diff, folder, hint, judge, site
+from common.cli import chart, commands, course, diff, folder, hint, judge, site
 from common.cli.check import figure_flags, printed
 from common.cli.html import code_lines
 from common.cli.review import write_review
@@ -298,7 +298,7 @@ def test_review(mine, tmp_path):
     for i, line in enumerate((mine / "train.py").read_text(encoding="utf-8").splitlines(), 1):
         assert f'id="L{i}"' in html
         assert line in page.text
-    assert page.values("contenteditable") == ["true"] * i
+    assert page.values("contenteditable") == ["true"] * (i + 1)  # and the overall remark
     assert str(tmp_path) not in html  # nothing of this machine
     assert str(ROOT) not in html
     assert len(re.findall("Content-Security-Policy", html)) == 1
@@ -309,7 +309,7 @@ def test_review_begins_with_name_and_question(mine, tmp_path):
     asked = "It trains, but <b>why</b> does it jump?"
     rampup("review", 4, "--folder", mine, "--html", tmp_path / "a.html", "--from", "Ada & Co", "--note", asked)
     text = " ".join(assert_harmless((tmp_path / "a.html").read_text(encoding="utf-8")).text.split())
-    assert text.index("from Ada & Co") < text.index(asked) < text.index("Result")
+    assert text.index("from Ada & Co") < text.index(asked) < text.index("expected 0.4740")
 
 
 def test_review_marks_what_is_not_the_references(mine, tmp_path):
@@ -323,6 +323,99 @@ def test_review_marks_what_is_not_the_references(mine, tmp_path):
         ("steps", "60 (reference 1000, by flag)"),
         ("learning_rate", "0.5 (reference 0.1, changed in train.py)"),
     ]
+
+
+def test_review_begins_with_what_is_wrong(mine, tmp_path):
+    """First the worst finding and what became of the loss, then what differs, then the curves, then the rest."""
+    losses = [1.1 - 0.006 * min(step, 100) + 0.004 * max(0, step - 100) for step in range(200)]
+    rows = "".join(f"{step},train,loss,{loss}\n" for step, loss in enumerate(losses))
+    (mine / "out" / "metrics.csv").write_text(f"step,split,metric,value\n{rows}")
+    source = (mine / "train.py").read_text(encoding="utf-8")
+    (mine / "train.py").write_text(source.replace("                    param.grad = None", "                    pass"))
+    (mine / "out" / "result.json").write_text(
+        json.dumps(RESULT | {"metrics": {"loss": 0.9, "accuracy": 0.72}, "program": 64 * "0"})
+    )
+    html = review(4, mine, tmp_path)
+    text = " ".join(assert_harmless(html).text.split())
+    wanted = [
+        "train.py was changed after this run",
+        "train loss from 1.1 to 0.858 (mean of the last 20 steps), after 0.538 in between",
+        "200 of 1,000 steps",
+        "train.py changed since the run",
+        "2 changed lines",
+        "loss of a batch",
+        "this run 0.896",
+        "reference 0.4",
+        "loss 0.9000, expected 0.4740",
+    ]
+    places = [text.index(words) for words in wanted]
+    assert places == sorted(places)
+    shown = re.search(r'class="diff unified".*?</div>', html, re.S)[0]
+    assert shown.count('<tr class="removed">') == shown.count('<tr class="added">') == 1
+    assert 'data-comment="118"' in shown
+
+
+def test_review_of_a_program_from_nothing(mine, tmp_path):
+    (mine / "train.py").write_text("import numpy as np\nfor i in range(10):\n    print('loss', 1 / (i + 1))\n")
+    html = review(4, mine, tmp_path)
+    assert html.index("was not made from the reference") < html.index('id="program"') < html.index('id="parent"')
+
+
+def test_curves():
+    """What is drawn of a run is what was recorded: means of training losses, evaluations as they are."""
+    points = [(step, 1 / (1 + step)) for step in range(5000)]
+    few = chart.thin(points, True)
+    assert len(few) <= chart.MOST + 1
+    assert few[0] == points[0]
+    assert all(abs(value - 1 / (1 + step)) < 0.2 / (1 + step) for step, value in few)
+    assert chart.thin(points, False)[-1] == points[-1]
+    assert set(chart.thin(points, False)) <= set(points)
+    assert chart.thin([(0, 1.0), (1, math.nan)], True) == [(0, 1.0)]
+    series = {("train", "loss"): points, ("all", "loss"): points[::100], ("all", "accuracy"): [(0, 0.5)]}
+    drawn = chart.charts(series, {("all", "loss"): [(0, 2.0), (10, 1.0)]}, {"ln 3": 1.0986, "Bayes": 0.4})
+    assert [re.search(r'title">([^<]*)', d)[1] for d in drawn] == ["loss of all samples", "accuracy of all samples"]
+    assert "ln 3 1.099, reference 1, this run 0.000204" in drawn[0]
+    assert chart.charts({}, series, {}) == []
+    wild = {("train", "loss"): [(0, 1e-9), (1, 1e300), (2, -1e300), (3, 0.0)]}
+    assert "nan" not in str(chart.charts(wild, {}, {"<b>": 2.0}))
+    assert "<b>" not in str(chart.charts(wild, {}, {"<b>": 2.0}))
+
+
+@pytest.mark.parametrize("number", [int(path.stem) for path in sorted(chart.CURVES.glob("*.csv"))])
+def test_committed_curves(number):
+    """The reference's curve ends at the figure of the lesson, and is of the whole run."""
+    curves = chart.reference_curves(number)
+    for figure in course.expected(find_exercise(number)):
+        split, _, metric = figure.metric.rpartition("_")
+        assert abs(figure.excess(curves[split or "all", metric][-1][1])) <= figure.margin
+    assert (chart.CURVES / f"{number:02}.csv").stat().st_size < 10_000
+
+
+def test_comments_of_a_saved_page(tmp_path):
+    page = tmp_path / "saved.html"
+    page.write_text(
+        '<h1>Exercise 4: mine, from <b>Ada</b></h1><table><tr id="L41"><td class="number"><a>41</a></td><td><code>'
+        '    w <span>-=</span> g &lt; 1</code></td><td><div contenteditable data-line="41">why?<div>two<br>lines'
+        '</div></div></td></tr><tr id="L42"><td><code>x</code></td><td><div data-line="42"> </div></td></tr></table>'
+        '<div data-line="0">Well \x1b[31mdone</div>'
+    )
+    shown = rampup("comments", page)
+    assert shown.stdout.splitlines() == [
+        "Exercise 4: mine, from Ada",
+        "",
+        "Well \\x1b[31mdone",
+        "",
+        "train.py:41: why?",
+        "two",
+        "lines",
+        "    > w -= g < 1",
+    ]
+    page.write_text("<h1>no review</h1>")
+    one_sentence(rampup("comments", page), "is no page of `rampup review`")
+    page.write_text('<tr id="L1"><code>x</code></tr><div data-line="0"></div>')
+    one_sentence(rampup("comments", page), "holds no comment")
+    one_sentence(rampup("comments", tmp_path / "none.html"), "cannot read", "the page that your mentor saved")
+    one_sentence(rampup("comments", tmp_path), "cannot read")
 
 
 def test_review_of_a_program_that_was_changed_after_its_run(mine, tmp_path):
@@ -359,8 +452,7 @@ def test_review_without_a_run(mine, tmp_path):
     page = assert_harmless(review(4, mine, tmp_path))
     assert "Not run yet." in page.text
     assert "python my_ex04/train.py" in page.text
-    first = Page(review(1, None, tmp_path))
-    assert "there is no parent to compare with" in first.text
+    assert "Changes from exercise" not in Page(review(1, None, tmp_path)).text
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
+from common.cli.comments import comments
 from common.cli.html import diff_parts, render
 from common.cli.review import write_review
 from common.cli.site import write_site
@@ -212,8 +213,48 @@ def test_comments_by_the_keyboard(pages, open_page, viewport):
     page.keyboard.type("good")
     page.locator("#copy").focus()
     page.keyboard.press("Enter")
-    assert page.locator("#comments").input_value() == "train.py:12: why <b>12</b>?\ntrain.py:20: good"
+    lines = (pages / "mine" / "train.py").read_text(encoding="utf-8").splitlines()
+    mail = f"train.py:12: why <b>12</b>?\n    > {lines[11].strip()}\n\ntrain.py:20: good\n    > {lines[19].strip()}\n"
+    assert page.locator("#mail").input_value() == mail
+    assert page.locator("#copy").inner_text() == "Copied"
     assert page.locator(".comment b").count() == 0
+
+
+def test_comments_go_back_to_the_learner(pages, open_page, tmp_path):
+    """Written below a line of the comparison, kept over a reload, saved in a copy, listed in the terminal."""
+    page = open_page(pages / "review.html")
+    number = page.locator(".unified tr.added [data-comment]").first.get_attribute("data-comment")
+    link = page.locator(f".unified [data-comment='{number}']")
+    place = page.evaluate("scrollY")
+    link.click()
+    assert abs(page.evaluate("scrollY") - place) < 100  # no jump to the program far below
+    page.keyboard.type("where does the 2 come from?")
+    page.keyboard.press("Enter")
+    page.keyboard.type("see line 3")
+    page.locator("[data-line='0']").fill("Well done")
+    assert page.locator("#count").inner_text() == "2 comments"
+    assert page.locator(f"#L{number} .comment").inner_text().strip() == "where does the 2 come from?\nsee line 3"
+    page.locator("#copy").click()
+    page.reload()
+    assert page.locator(f"#L{number} .comment").inner_text().strip() == "where does the 2 come from?\nsee line 3"
+    assert page.locator("tr.below").count() == 1
+    with page.expect_download() as download:
+        page.locator("#save").click()
+    assert download.value.suggested_filename == "review_comments.html"
+    download.value.save_as(tmp_path / "saved.html")
+    lines = (pages / "mine" / "train.py").read_text(encoding="utf-8").splitlines()
+    assert comments(tmp_path / "saved.html").splitlines() == [
+        "Exercise 4: mine",
+        "",
+        "Well done",
+        "",
+        f"train.py:{number}: where does the 2 come from?",
+        "see line 3",
+        f"    > {lines[int(number) - 1].strip()}",
+    ]
+    saved = open_page(tmp_path / "saved.html")  # in a browser that has never seen the review
+    assert saved.locator("#count").inner_text() == "2 comments"
+    assert "see line 3" in saved.locator("tr.below").inner_text()
 
 
 def test_keyboard_reaches_everything(pages, open_page):

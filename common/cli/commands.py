@@ -177,6 +177,18 @@ def review(
 
 
 @app.command
+def comments(page: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="PAGE")]]) -> None:
+    """List the comments of a review that your mentor saved and sent back.
+
+    Args:
+        page: the saved page
+    """
+    from common.cli.comments import comments as read_comments
+
+    print(read_comments(page))
+
+
+@app.command
 def check(exercise: Maybe = "", folder: Folder = None, dry_run: bool = False) -> None:
     """Run a train.py, with --dry-run and then in full, and say line by line what is right and what falls short.
 

@@ -93,10 +93,10 @@ def words(row: Row) -> tuple[list[tuple[str, bool]], list[tuple[str, bool]]]:
     return pieces
 
 
-def stretches(rows: list[Row]) -> Iterator[tuple[bool, list[Row]]]:
+def stretches(rows: list[Row], context: int = CONTEXT) -> Iterator[tuple[bool, list[Row]]]:
     """Yield the rows in stretches, each with whether it is far from any change, and long enough to be folded."""
     changes = [i for i, row in enumerate(rows) if row.kind != "same"]
-    near = {i for change in changes for i in range(change - CONTEXT, change + CONTEXT + 1)}
+    near = {i for change in changes for i in range(change - context, change + context + 1)}
     for far, group in groupby(range(len(rows)), key=lambda i: i not in near):
         stretch = [rows[i] for i in group]
         yield far and len(stretch) > CONTEXT, stretch
@@ -111,6 +111,12 @@ def stat(old: str, new: str, budget: int | None = None) -> str:
         return "the changed lines cannot be counted: one of the two is not valid Python"
     text = f"{count} changed line{'s' * (count != 1)}"
     return text if budget is None else f"{text}, budget {budget}"
+
+
+def alike(old: str, new: str) -> float:
+    """Return which share of the lines of two programs they have in common, empty ones left out."""
+    before, after = (Counter(line.strip() for line in text.splitlines() if line.strip()) for text in (old, new))
+    return 2 * (before & after).total() / max(1, before.total() + after.total())
 
 
 def changed_lines(parent: str, child: str) -> int:

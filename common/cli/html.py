@@ -4,7 +4,7 @@ import base64
 import hashlib
 from pathlib import Path
 
-from common.cli.diff import compare, stretches, words
+from common.cli.diff import CONTEXT, compare, stretches, words
 
 import jinja2
 from markupsafe import Markup
@@ -39,9 +39,17 @@ def code_lines(source: str) -> list[Markup]:
     return [Markup(line) for line in html.removesuffix("\n").split("\n")]
 
 
-def diff_parts(old: str, new: str) -> list[tuple[bool, list]]:
+def diff_parts(old: str, new: str, context: int = CONTEXT) -> list[tuple[bool, list]]:
     """Return stretches for the template diff.html: whether to fold it, and its rows with their words."""
-    return [(far, [(row, *words(row)) for row in rows]) for far, rows in stretches(compare(old, new))]
+    return [(far, [(row, *words(row)) for row in rows]) for far, rows in stretches(compare(old, new), context)]
+
+
+def indent(text: str) -> int:
+    """Return how far a line of code is indented, for the style sheet: what does not fit on it hangs below its start."""
+    return min(40, len(text) - len(text.lstrip(" ")))
+
+
+environment.filters["indent"] = indent
 
 
 def data_uri(kind: str, data: bytes) -> str:

@@ -6,10 +6,11 @@ from datetime import date
 from pathlib import Path
 
 from common import UserError
+from common.cli.chart import charts, reference_curves
 from common.cli.course import find, train_py
-from common.cli.diff import COUNTED, stat
+from common.cli.diff import CONTEXT, COUNTED, alike, stat
 from common.cli.folder import SHOWN, Folder, defaults, is_portable, read_folder, size, visible
-from common.cli.html import code_lines, data_uri, diff_parts, render
+from common.cli.html import code_lines, data_uri, diff_parts, indent, render
 from common.cli.judge import Finding, judge
 from common.curriculum import ROOT, Exercise
 
@@ -17,6 +18,8 @@ SAMPLE = 6000  # characters of samples.txt that are shown, the last ones
 RUN = ("seed", "seconds", "device", "date")  # what is shown of result.json beside its tables
 SAME = ("seed", "out", "dry_run", "overwrite", "resume")  # flags whose change needs no mark
 ROWS = 100  # of a table
+WORST_FIRST = ("short", "note", "ok")
+FROM_NOTHING = 0.3  # a program that shares fewer of its lines with the reference was not made from it
 
 
 def write_review(
@@ -51,6 +54,10 @@ def review_page(exercise: Exercise, folder: Folder, with_folder: bool = False, b
     parent = train_py(find(str(exercise.parent))) if exercise.parent else None
     reference = committed(exercise) if own else train_py(exercise).read_text(encoding="utf-8")
     result = folder.result
+    found = [*outdated(folder), *judge(exercise, folder)] if result or folder.series else []
+    worst = sorted(found, key=lambda finding: WORST_FIRST.index(finding.mark))[:1]
+    if worst and worst[0].mark == "short":  # what became of the loss says most about why
+        worst += [finding for finding in found if finding.mark == "short" and finding.text.startswith("train loss")]
     config = settings(folder, defaults(train_py(exercise).read_text(encoding="utf-8")))
     commit = [("commit of the run", shown(result.get("commit")), False)] if result else []
     if own:
@@ -71,17 +78,22 @@ def review_page(exercise: Exercise, folder: Folder, with_folder: bool = False, b
         own=own,
         by=visible(by),
         note=visible(note),
-        findings=[*outdated(folder), *judge(exercise, folder)],
+        verdict=worst,
+        findings=[finding for finding in found if finding not in worst],
+        chips=chips(folder) if result else [],
+        charts=charts(folder.series, reference_curves(exercise.number), result.get("baselines", {})),
         result=result,
         problems=folder.problems,
         tables=tables,
-        any_changed=any(changed for _, _, changed in config),
+        changed=[(name, value) for name, value, changed in config if changed],
         pictures=[(name, data_uri(kind, data)) for name, kind, data in folder.pictures],
         samples=folder.samples[-SAMPLE:],
-        parent=parent and compared(parent, parent.read_text(encoding="utf-8"), folder, exercise.budget),
-        reference=None if reference in (None, folder.source) else compared(train_py(exercise), reference, folder),
+        parent=parent and compared(parent, parent.read_text(encoding="utf-8"), folder, CONTEXT, exercise.budget),
+        reference=None if reference in (None, folder.source) else compared(train_py(exercise), reference, folder, 1),
         known=reference is not None,
+        from_nothing=reference is not None and alike(reference, folder.source) < FROM_NOTHING,
         lines=code_lines(folder.source),
+        indents=[indent(line) for line in folder.source.rstrip("\n").split("\n")],
         files=[(visible(name), size(count), why) for name, count, why in folder.files],
         zip=with_folder,
         today=date.today(),
@@ -96,12 +108,26 @@ def outdated(folder: Folder) -> list[Finding]:
     return [Finding("short", "train.py was changed after this run", hint)]
 
 
-def compared(path: Path, old: str, folder: Folder, budget: int | None = None) -> dict:
+def chips(folder: Folder) -> list[str]:
+    """Return what a mentor wants to know of a run at a glance: how long it was, on what, and of which program."""
+    result, made = folder.result, []
+    steps, series = result["config"].get("steps"), folder.series.get(("train", "loss"))
+    if series and isinstance(steps, int):
+        made.append(f"{series[-1][0] + 1:,} of {steps:,} steps")
+    if isinstance(result.get("seconds"), int | float):
+        made.append(f"{result['seconds']:,.0f} s" if result["seconds"] >= 10 else f"{result['seconds']:.1f} s")
+    made += [shown(result["device"])] if "device" in result else []
+    if result.get("program"):
+        made.append(f"train.py {'un' * (result['program'] == folder.sha256)}changed since the run")
+    return made
+
+
+def compared(path: Path, old: str, folder: Folder, context: int, budget: int | None = None) -> dict:
     """Return what the template shows of the difference between an older program and the folder's."""
     return {
         "name": path.relative_to(ROOT).as_posix(),
         "stat": f"{stat(old, folder.source, budget)} ({COUNTED})",
-        "parts": diff_parts(visible(old), folder.source),
+        "parts": diff_parts(visible(old), folder.source, context),
     }
 
 

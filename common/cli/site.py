@@ -9,7 +9,7 @@ from urllib.parse import unquote
 from common import UserError
 from common.cli.course import built, find, train_py, walk
 from common.cli.diff import COUNTED, stat
-from common.cli.html import STYLE, code_lines, diff_parts, render
+from common.cli.html import STYLE, code_lines, diff_parts, indent, render
 from common.curriculum import EXERCISES, ROOT, Exercise
 
 from latex2mathml.converter import convert
@@ -59,6 +59,7 @@ def write_lesson(directory: Path, exercise: Exercise) -> None:
         previous=there.get(exercise.number - 1),
         next=there.get(exercise.number + 1),
         lines=code_lines(source),
+        indents=[indent(line) for line in source.rstrip("\n").split("\n")],
         **changes(exercise, source),
     )
     (directory / f"{exercise.folder}.html").write_text(page, encoding="utf-8")
