@@ -344,7 +344,7 @@ def test_review_begins_with_what_is_wrong(mine, tmp_path):
         "train.py changed since the run",
         "2 changed lines",
         "loss of a batch",
-        "this run 0.896",
+        "this run 0.8",
         "reference 0.4",
         "loss 0.9000, expected 0.4740",
     ]

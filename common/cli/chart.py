@@ -25,7 +25,7 @@ def thin(points: Points, mean: bool) -> Points:
         return points if len(points) <= MOST else points[:: len(points) // MOST + 1] + points[-1:]
     last = math.log1p(points[-1][0])
     thinned = []
-    for _, group in groupby(points, key=lambda point: int(MOST * math.log1p(point[0]) / last)):
+    for _, group in groupby(points, key=lambda point: min(MOST - 1, int(MOST * math.log1p(point[0]) / last))):
         steps, values = zip(*group)
         thinned.append((round(sum(steps) / len(steps)), sum(values) / len(values)))
     return thinned
