@@ -793,7 +793,7 @@ print("final loss", ((w * x + b - y) ** 2).mean())
     [
         ("", "", None),
         ("w -= 0.1", "w += 0.1", "it rises: does the update subtract the gradient"),
-        ("0.1 * 2", "2.5 * 2", "lower the learning rate; is there a logarithm of 0"),
+        ("0.1 * 2", "2.5 * 2", "lower the rate; is the gradient a sum and not a mean, or is there a logarithm of 0"),
         ("0.1 * 2", "1e-9 * 2", "it hardly falls"),
         ("(e**2).mean()", "-(e**2).mean()", "none of this course's losses can be below 0"),
         ("import numpy as np", "import numpy as np\nimport torch", "it is in PyTorch; this exercise is in numpy"),
@@ -816,6 +816,32 @@ def test_check_of_a_program_of_ones_own_making(tmp_path, old, new, said):
         assert "short" not in result.stdout
         assert result.returncode == 0
     assert [p.name for p in tmp_path.iterdir()] == ["train.py"]
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "said"),
+    [
+        ("notebook", 2, "prediction and target must have one shape: (B,) minus (B, 1) is (B, B)"),
+        ("classes", 4, "the data have 3 classes: has the last layer 5 outputs?"),
+        ("prints_everything", 1, "is the gradient a sum and not a mean"),
+        ("shows_plots", 3, "are the gradients zeroed before every backward()?"),
+        ("crashes_at_the_end", 4, "is there a softmax before cross_entropy, which has its own?"),
+        ("crashes_at_the_end", 4, "FileNotFoundError: [Errno 2] No such file or directory: 'results/no/such/folder"),
+        ("right", 4, None),
+    ],
+)
+def test_check_names_the_fault_of_a_solution_as_they_are_found(tmp_path, name, number, said):
+    """Programs in the styles that are found in public: each but the last has one typical fault."""
+    shutil.copy(ROOT / "tests" / "solutions" / f"{name}.py", tmp_path / "train.py")
+    result = rampup("check", number, cwd=tmp_path)
+    assert result.stderr == ""
+    assert len(result.stdout.splitlines()) < 20
+    if said:
+        assert said in result.stdout
+        assert result.returncode == 1
+    else:
+        assert "short" not in result.stdout
+        assert result.returncode == 0
 
 
 def test_printed_losses():

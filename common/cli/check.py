@@ -104,7 +104,7 @@ def findings(exercise: Exercise, folder: Folder, temporary: Path, dry_run: bool,
     reference = train_py(exercise).read_text(encoding="utf-8")
     there = {"metrics.csv": ran.series, "result.json": ran.result and not ran.interrupted}
     if "plot_loss(" in reference:
-        there["loss.png"] = any(name == "loss.png" for name, _, _ in ran.pictures)
+        there["loss.png"] = any(name == "out/loss.png" for name, _, _ in ran.pictures)
     if re.search(r"run\.(write_)?sample\(", reference):
         there["samples.txt"] = ran.samples
     missing = ", ".join(name for name, found in there.items() if not found)
@@ -163,8 +163,8 @@ def free_form(exercise: Exercise, folder: Folder, temporary: Path, console: Cons
     accuracies = [value / 100 if value > 1 else value for value in printed(ran.stdout, r"acc\w*")]
     bad = next((i for i, value in enumerate(losses) if not math.isfinite(value)), None)
     if bad is not None:
-        hint = "lower the learning rate; is there a logarithm of 0, an exponential of a large number, a missing minus?"
-        yield Finding("short", f"the {bad + 1}. loss that it prints is {losses[bad]}", hint)
+        hint = "lower the rate; is the gradient a sum and not a mean, or is there a logarithm of 0, or a missing minus?"
+        yield Finding("short", f"loss number {bad + 1} of those that it prints is {losses[bad]}", hint)
     elif losses:
         found.series["all", "loss"] = list(enumerate(losses))
         found.result = {"metrics": dict(zip(("loss", "accuracy"), losses[-1:] + accuracies[-1:]))}

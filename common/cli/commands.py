@@ -10,6 +10,8 @@ from typing import Annotated
 from common import UserError, cli
 from common.cli import course
 from common.cli.folder import read_result, visible
+from common.cli.start import marked
+from common.curriculum import find_exercise
 from common.program import clean_exit
 
 import tyro
@@ -30,27 +32,32 @@ Maybe = tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="[EXERCISE]")]
 
 @app.command(name="list")
 def list_exercises() -> None:
-    """Show the tree of exercises: number, folder, framework, the last run in its out/, the curriculum's sentence."""
+    """Show the tree of exercises, with the last run of each, and your own folders in the working directory."""
     there = course.built()
     width = min(shutil.get_terminal_size().columns, 120)
     for exercise, branch, below in course.walk():
         line = Text.assemble((branch, "dim"), f"{exercise.number:2}  ", (exercise.folder, "bold"))
         if exercise in there:
             source = course.train_py(exercise).read_text(encoding="utf-8")
-            line.append(f"  {course.framework(source)}", "cyan").append("  ").append_text(last_run(exercise))
+            line.append(f"  {course.framework(source)}", "cyan").append("  ")
+            line.append_text(last_run(exercise, course.ROOT / exercise.folder))
         else:
             line.append("  to come", "dim")
         console.print(line)
         for words in textwrap.wrap(exercise.sentence, max(30, width - len(below) - 4)):
             console.print(Text.assemble((f"{below}    {words}", "dim")))
+    for place in sorted(Path().glob("*/.exercise"))[:100]:
+        if exercise := find_exercise(marked(place.parent)):
+            line = Text.assemble("yours: ", (visible(place.parent.name), "bold"), f"  exercise {exercise.number}  ")
+            console.print(line.append_text(last_run(exercise, place.parent)))
 
 
-def last_run(exercise: course.Exercise) -> Text:
-    """Return what result.json in the exercise's out/ says: its figure and its date."""
+def last_run(exercise: course.Exercise, folder: Path) -> Text:
+    """Return what result.json in the out/ of an exercise's folder says: its figure and its date."""
     try:
-        result = read_result(course.ROOT / exercise.folder / "out" / "result.json")
+        result = read_result(folder / "out" / "result.json")
     except FileNotFoundError:
-        interrupted = (course.ROOT / exercise.folder / "out" / "run.json").exists()
+        interrupted = (folder / "out" / "run.json").exists()
         return Text("interrupted", "yellow") if interrupted else Text("not run", "dim")
     except (OSError, ValueError, RecursionError):
         return Text("out/result.json cannot be read", "red")
@@ -86,8 +93,6 @@ def which(exercise: str, folder: Path | None = None) -> course.Exercise:
 
     Raises UserError if neither says which.
     """
-    from common.cli.start import marked
-
     place = (folder or Path()).resolve()
     place = place.parent if place.name == "train.py" else place
     if not exercise and not marked(place):

@@ -93,6 +93,13 @@ def read_run(folder: Folder, out: Path) -> None:
             continue
         except (OSError, ValueError, RecursionError) as error:
             folder.problems.append(f"out/{name} cannot be read: {reason(error)}")
+    read_pictures(folder, out, "out/")
+    if not folder.pictures and "common.record" not in folder.source:  # beside it, where programs of one's own draw
+        read_pictures(folder, folder.path, "")
+
+
+def read_pictures(folder: Folder, out: Path, prefix: str) -> None:
+    """Fill in the pictures that lie in `out`, and why some cannot be shown; `prefix` stands before their names."""
     names = os.listdir(out) if out.is_dir() and not out.is_symlink() else []
     for name in sorted(names, key=lambda name: (name != "loss.png", name)):
         if not name.lower().endswith((".png", ".jpg", ".jpeg")):
@@ -100,11 +107,11 @@ def read_run(folder: Folder, out: Path) -> None:
         try:
             data = read_bytes(out / name, MAX_PICTURE)
             kind = next(kind for start, kind in PICTURES.items() if data.startswith(start))
-            folder.pictures.append((visible(name), kind, data))
+            folder.pictures.append((prefix + visible(name), kind, data))
         except StopIteration:
-            folder.problems.append(f"out/{visible(name)} is not shown: it is neither a PNG nor a JPEG picture")
+            folder.problems.append(f"{prefix}{visible(name)} is not shown: it is neither a PNG nor a JPEG picture")
         except (OSError, ValueError) as error:
-            folder.problems.append(f"out/{visible(name)} is not shown: {reason(error)}")
+            folder.problems.append(f"{prefix}{visible(name)} is not shown: {reason(error)}")
 
 
 def reason(error: Exception) -> str:

@@ -1,6 +1,7 @@
 """What a run's files say about it, compared with the expected figure, the baseline, and healthy losses."""
 
 import math
+import re
 from dataclasses import dataclass, replace
 
 from common.cli.course import Exercise, Expected, expected
@@ -19,6 +20,8 @@ NO_DIFFERENCE = {  # flags that say where, how fast, or how often is looked, and
     *("prompt", "max_new_tokens", "temperature", "top_k", "top_p"),
     "epochs",  # the record has them in steps, too
 }
+CLASSES = {4: 3, 5: 3, 6: 3, **dict.fromkeys((7, 8, 9, 10, 14), 10)}  # of the exercises' data
+SHAPES = "prediction and target must have one shape: (B,) minus (B, 1) is (B, B), whose best answer is the mean"
 MOST_FLAGS = 5  # of a run that differ from the figure's, and are named
 
 
@@ -69,12 +72,36 @@ def judge_printed(exercise: Exercise, folder: Folder) -> list[Finding]:
             if abs(figure.excess(folder.result["metrics"][figure.metric])) < 0.05 * figure.mean:  # of other noise
                 found = Finding("ok", found.text)
             elif found.mark == "short":
-                found = Finding("short", found.text, "is it of the data that the lesson describes?")
+                hint = likely_fault(exercise, folder.source, values) or "is it of the data that the lesson describes?"
+                found = Finding("short", found.text, hint)
             findings.append(found)
+    findings += other_classes(exercise, values[0])
     if len(values) < 3:
         return findings or [Finding("note", text)]
     # A printed loss may be that of one batch, and two batches may differ so much.
     return [course_of(text, values[0], min(values), values[-1], risen=1.5), *findings]
+
+
+def likely_fault(exercise: Exercise, source: str, losses: list[float]) -> str:
+    """Return a fault that a loss which ended too high points to, as a question; nothing if none is likely."""
+    classes = CLASSES.get(exercise.number)
+    if exercise.number < 4 and losses[-1] > 0.3 * losses[0]:
+        return SHAPES
+    least = math.log1p((classes - 1) / math.e) if classes else 0.0  # the cross-entropy of the "logits" (1, 0, …, 0)
+    twice = re.search(r"cross_?entropy", source, re.I) and re.search(r"\bsoftmax\(", source, re.I)
+    if classes and twice and losses[-1] > 0.98 * least:
+        return f"is there a softmax before cross_entropy, which has its own? Then no loss is below {least:.3f}"
+    return ""
+
+
+def other_classes(exercise: Exercise, first: float) -> list[Finding]:
+    """Return that a first loss is that of guessing among more classes than there are; nothing if it is not."""
+    wanted = CLASSES.get(exercise.number)
+    near = round(math.exp(min(first, 9.0)))
+    if not wanted or near <= wanted or near > 1000 or abs(first - math.log(near)) > 0.003:
+        return []
+    hint = f"the data have {wanted} classes: has the last layer {near} outputs?"
+    return [Finding("short", f"the first loss that it prints, {first:.4g}, is ln {near}", hint)]
 
 
 def impossible(folder: Folder) -> Finding | None:
@@ -176,7 +203,7 @@ def baseline(exercise: Exercise, folder: Folder) -> list[Finding]:
     if 1 >= accuracy > (1 + chance) / 2:
         hint = f"an accuracy of {accuracy:.0%} is far from chance: it is sure and wrong now and then; does it diverge?"
     elif exercise.number < 4:
-        hint = "prediction and target must have one shape: (B,) minus (B, 1) is (B, B), whose best answer is the mean"
+        hint = SHAPES
     else:
         hint = "no better than no training: do the labels belong to their inputs? does the update reach the parameters?"
     return [Finding("short", text, hint)]

@@ -106,7 +106,9 @@ def task(exercise: Exercise) -> str:
     """Return task.md: what the lesson asks, and where to read."""
     readme = ROOT / exercise.folder / "README.md"
     asked = re.compile(r"^## Your task\n(.*?)^(?:## |\*\*What to expect)", re.M | re.S)
-    text = asked.search(readme.read_text(encoding="utf-8"))[1].replace("](../", f"]({ROOT.as_uri()}/").strip()
+    text = asked.search(readme.read_text(encoding="utf-8"))[1]
+    text = text.replace(f"Begin with `rampup start {exercise.number}`. ", "")
+    text = text.replace("](../", f"]({ROOT.as_uri()}/").strip()
     return f"""# Exercise {exercise.number}: {exercise.folder[5:]}
 
 > {exercise.sentence}
