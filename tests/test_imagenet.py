@@ -248,7 +248,7 @@ def test_normalise():
 def test_every_validation_image_counts_once(batch_size, classes, monkeypatch):
     """Loss, top-1 and top-5 are those of all 11 images in one go, however they are cut into batches."""
     ex = load(15)
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(5)
     packed = imagenet.MadeUp(list(range(classes)), rng.integers(0, classes, 11).astype(np.int32))
     table = rng.normal(size=(11, classes))
     seen = []
@@ -264,6 +264,7 @@ def test_every_validation_image_counts_once(batch_size, classes, monkeypatch):
     config = ex.Config(**TINY | {"batch_size": batch_size})
     measured = ex.evaluate(config, None, None, packed, jax.devices()[0])
     ranks = (table > table[np.arange(11), packed.labels][:, None]).sum(1)
+    assert classes == 3 or {0, 4, 6} <= set(ranks.tolist())  # the last that counts, too
     logs = table - np.log(np.exp(table).sum(1, keepdims=True))
     assert seen == list(range(11))
     assert measured["accuracy"] == pytest.approx((ranks == 0).mean())
