@@ -403,13 +403,15 @@ def test_comments_of_a_saved_page(tmp_path):
     assert shown.stdout.splitlines() == [
         "Exercise 4: mine, from Ada",
         "",
-        "Well \\x1b[31mdone",
+        "    Well \\x1b[31mdone",
         "",
         "train.py:41: why?",
-        "two",
-        "lines",
+        "    two",
+        "    lines",
         "    > w -= g < 1",
     ]
+    page.write_text(page.read_text().partition('<div data-line="0">')[0])  # without a remark on all
+    assert rampup("comments", page).stdout.splitlines()[1:3] == ["", "train.py:41: why?"]
     page.write_text("<h1>no review</h1>")
     one_sentence(rampup("comments", page), "is no page of `rampup review`")
     page.write_text('<tr id="L1"><code>x</code></tr><div data-line="0"></div>')

@@ -246,10 +246,10 @@ def test_comments_go_back_to_the_learner(pages, open_page, tmp_path):
     assert comments(tmp_path / "saved.html").splitlines() == [
         "Exercise 4: mine",
         "",
-        "Well done",
+        "    Well done",
         "",
         f"train.py:{number}: where does the 2 come from?",
-        "see line 3",
+        "    see line 3",
         f"    > {lines[int(number) - 1].strip()}",
     ]
     saved = open_page(tmp_path / "saved.html")  # in a browser that has never seen the review

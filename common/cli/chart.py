@@ -10,7 +10,7 @@ from markupsafe import Markup, escape
 
 CURVES = Path(__file__).parent / "curves"  # of a reference run of each exercise, thinned: NN.csv, as metrics.csv is
 MOST = 120  # points of a curve
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 480, 250, 44, 112, 26, 24
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 500, 250, 54, 140, 26, 24
 Points = list[tuple[int, float]]
 Series = dict[tuple[str, str], Points]
 
@@ -104,7 +104,7 @@ def draw(title: str, curves: list[tuple[str, str, Points]], line: tuple[str, flo
     if line:
         y = down(line[1])
         parts.append(f'<line class="baseline" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        ends.append((y, "", f"{escape(line[0][:12])} {line[1]:.4g}"))
+        ends.append((y, "", f"{escape(line[0][:16])} {line[1]:.4g}"))
     for kind, label, points in curves:
         place = " ".join(f"{across(step):.1f},{down(value):.1f}" for step, value in points)
         if len(points) == 1:
@@ -114,8 +114,9 @@ def draw(title: str, curves: list[tuple[str, str, Points]], line: tuple[str, flo
         if label:
             ends.append((down(points[-1][1]), kind, f"{label} {points[-1][1]:.4g}"))
     y = 0.0
-    for wanted, kind, text in sorted(ends):
-        y = max(wanted + 4, y + 14)  # labels that would lie over each other move down
+    for i, (wanted, kind, text) in enumerate(sorted(ends)):
+        lowest = HEIGHT - BOTTOM - 14 * (len(ends) - 1 - i)  # labels that would lie over each other, or over the steps,
+        y = max(min(wanted + 4, lowest), y + 14)  # move
         parts.append(f'<text class="{kind}" x="{WIDTH - RIGHT + 6}" y="{y:.1f}">{text}</text>')
     what = escape(f"{title}: " + ", ".join(text for _, _, text in ends))
     head = f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{what}">'

@@ -65,11 +65,20 @@ def check(console: Console, exercise: Exercise, path: Path | None, dry_run: bool
             console.print(Text.assemble((f"{finding.mark:6}", STYLES[finding.mark]), finding.text))
             if finding.hint:
                 console.print(Text(f"      {finding.hint}", "dim"))
-        if own and not dry_run and not os.path.lexists(out) and (Path(temporary) / "full").is_dir():
-            with suppress(OSError, shutil.Error):  # of a folder that cannot be written to
-                shutil.copytree(Path(temporary) / "full", out)
-                console.print(Text(f"the run is kept in {visible(str(out))}, where `rampup review` finds it", "dim"))
+        if own and not dry_run and (Path(temporary) / "full").is_dir():
+            keep(console, Path(temporary) / "full", out)
     return right
+
+
+def keep(console: Console, run: Path, out: Path) -> None:
+    """Copy the run of a check to the folder's own out/, unless there is a whole run in it."""
+    if os.path.lexists(out / "result.json") or out.is_symlink():
+        console.print(Text(f"{visible(str(out))} holds an earlier run, which stays: train.py itself renews it", "dim"))
+        return
+    with suppress(OSError, shutil.Error):  # of a folder that cannot be written to
+        shutil.copytree(run, out, dirs_exist_ok=True)
+        (out / "run.json").unlink(missing_ok=True)
+        console.print(Text(f"the run is kept in {visible(str(out))}, where `rampup review` finds it", "dim"))
 
 
 def findings(exercise: Exercise, folder: Folder, temporary: Path, dry_run: bool, console: Console) -> Iterator[Finding]:
@@ -212,7 +221,10 @@ def failure(name: str, ran: Ran) -> Finding | None:
     if ran.code == 0:
         return None
     ended = f"ends with exit code {ran.code}" if ran.code > 0 else f"was ended by signal {-ran.code}"
-    return Finding("short", f"{name} {ended}", last_line(ran.stderr))
+    hint = last_line(ran.stderr)
+    if re.search("out of memory|allocate", hint):
+        hint += "; or do (N,) and (N, 1) broadcast to (N, N) somewhere?"
+    return Finding("short", f"{name} {ended}", hint)
 
 
 def verdict(right: object, text: str, wrong: str, hint: str = "") -> Finding:
@@ -234,8 +246,7 @@ def run(folder: Folder, out: Path, *flags: str, screen: bool = False, free: bool
     place, limit = (folder.path, LONG_LIMIT) if free else (out.parent, LIMIT)
     options = {"cwd": place, "env": environment, "stdin": subprocess.DEVNULL, "start_new_session": True}
     with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
-        if not screen:
-            options |= {"stdout": stdout, "stderr": stderr}
+        options |= {"stderr": stderr} if screen else {"stdout": stdout, "stderr": stderr}
         start = time.perf_counter()
         process = subprocess.Popen(command, **options)
         stopped = ""

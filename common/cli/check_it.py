@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import io
+import math
 import re
 import sys
 import tempfile
@@ -52,18 +53,27 @@ def attempt(test: Callable[[], None]) -> str:
 def described(error: Exception) -> str:
     """Return an exception's type, first line and place."""
     text = (str(error).strip().splitlines() or [""])[0][:300]
+    if "NoneType" in text:
+        text += ": is a return missing?"
     if field := re.fullmatch(r"Config\.__init__\(\) got an unexpected keyword argument '(\w+)'", text):
         return f"Config has no field {field[1]} yet"
+    if isinstance(error, TypeError) and "argument" in text:
+        text += f"; it is called so: {last_frame(error).line}"
     return f"{type(error).__name__}: {text} ({line_of(error)})"
 
 
 def line_of(error: Exception) -> str:
     """Return where an exception was raised, as far as it is in the learner's folder: "train.py, line 41"."""
+    frame = last_frame(error)
+    return f"{Path(frame.filename).name}, line {frame.lineno}"
+
+
+def last_frame(error: Exception) -> traceback.FrameSummary:
+    """Return the innermost line of an exception that is in the learner's folder, or anywhere."""
     frames = traceback.extract_tb(error.__traceback__)
     frames = [frame for frame in frames if frame.filename != __file__]
     own = [frame for frame in frames if Path(frame.filename).name in ("train.py", "check_it.py")]
-    frame = (own or frames)[-1]
-    return f"{Path(frame.filename).name}, line {frame.lineno}"
+    return (own or frames)[-1]
 
 
 def program(number: int) -> ModuleType:
@@ -92,6 +102,8 @@ def has_shape(what: str, array, *wanted: int) -> None:
 
 def is_near(what: str, value: float, wanted: float, within: float) -> None:
     """Assert that a number is what it should be, or nearly so."""
+    shape = tuple(getattr(value, "shape", ()))
+    assert math.prod(shape) == 1, f"{what}: the shape is {shape}, expected a number"
     assert abs(value - wanted) <= within, f"{what} is {value:.6g}, expected {wanted:.6g} (± {within:.2g})"
 
 

@@ -71,6 +71,7 @@ def start_exercise(
     exercise: tyro.conf.Positional[Name],
     folder: tyro.conf.Positional[Annotated[Path | None, tyro.conf.arg(metavar="[FOLDER]")]] = None,
     program: File = None,
+    commit: Annotated[int, tyro.conf.arg(metavar="K")] = 0,
 ) -> None:
     """Make a folder of your own to begin an exercise in: the program before it, the tasks, and small checks.
 
@@ -78,12 +79,13 @@ def start_exercise(
         exercise: the exercise to begin
         folder: the folder to make; without it, my_exNN_name in the working directory
         program: your own train.py of the exercise before it, to begin with in place of the course's
+        commit: begin with the program after this commit of the exercise, the first steps being made
     """
     from common.cli.start import start
 
     found = course.find(exercise)
     target = folder or Path(f"my_{found.folder}")
-    start(found, target, program)
+    start(found, target, program, commit)
     print(f"{target} has train.py, with your tasks at its head, task.md and check_it.py. To begin:\n")
     print(f"    cd {target}\n    python check_it.py")
 
@@ -103,13 +105,17 @@ def which(exercise: str, folder: Path | None = None) -> course.Exercise:
 @app.command
 def diff(
     exercises: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="[EXERCISE [EXERCISE]]")]] = (),
+    commit: Annotated[int, tyro.conf.arg(metavar="K")] = 0,
     html: File = None,
     stat: bool = False,
 ) -> None:
     """Show what an exercise changed in its parent's program, or compare two exercises.
 
+    Where an exercise holds several ideas, its commits are listed first, each one idea.
+
     Args:
         exercises: one exercise, to compare it with its parent, or two exercises
+        commit: show this commit alone, 1 being the first
         html: write the comparison to this file, as a page with the two side by side
         stat: show only how many lines each step changed, and its budget
     """
@@ -118,6 +124,11 @@ def diff(
     if not stat and len(exercises) not in (1, 2):
         raise UserError("rampup diff takes one exercise or two, for example `rampup diff 9`, or --stat")
     found = [course.find(name) for name in exercises]
+    if commit:
+        if len(found) != 1:
+            raise UserError("--commit is of one exercise, for example `rampup diff 7 --commit 2`")
+        show_commit(found[0], commit, html)
+        return
     steps = [(course.find(str(e.parent)), e) for e in found or course.built() if e.parent]
     if len(found) == 2:
         steps = [tuple(found)]
@@ -138,7 +149,68 @@ def diff(
             write(html, render("diff.html", names=names, stat=counted_how, parts=diff_parts(*texts)))
         else:
             console.print(Text.assemble((f"{names[0]} → {names[1]}\n", "bold"), f"{counted_how}\n"))
+            if new.parent == old.number:
+                list_commits(new)
             difference.print_diff(console, difference.compare(*texts))
+
+
+def list_commits(exercise: course.Exercise) -> None:
+    """Print the commits of an exercise, a line each; nothing where it is one idea."""
+    from common.cli.commits import read_commits
+
+    commits = read_commits(exercise)
+    for number, commit in enumerate(commits, 1):
+        console.print(Text.assemble((f"{number:3}  {commit.title}", "bold"), (f"  {commit.lines} lines", "dim")))
+    if commits:
+        console.print(Text(f"each alone: `rampup diff {exercise.number} --commit 1`, and so on\n", "dim"))
+
+
+def show_commit(exercise: course.Exercise, number: int, html: Path | None) -> None:
+    """Print one commit of an exercise, or write it as a page. Raises UserError where there is no such commit."""
+    from common.cli import diff as difference
+    from common.cli.commits import commit_of
+
+    commit = commit_of(exercise, number)
+    counted = f"{commit.lines} changed lines ({difference.COUNTED})"
+    if html:
+        from common.cli.html import diff_parts, render
+
+        names = [f"{exercise.folder} {number - 1}", f"{exercise.folder} {number}: {commit.title}"]
+        parts = diff_parts(commit.before, commit.after)
+        write(html, render("diff.html", names=names, stat=f"{commit.body} {counted}", parts=parts))
+        return
+    console.print(Text.assemble((f"{commit.title}\n", "bold"), f"\n{commit.body}\n\n", (f"{counted}\n", "dim")))
+    difference.print_diff(console, difference.compare(commit.before, commit.after))
+
+
+@app.command
+def commits(
+    exercise: tyro.conf.Positional[Name],
+    check: bool = False,
+    split: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
+    join: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
+) -> None:
+    """List the commits of an exercise: the steps, one idea each, from its parent's program to its own.
+
+    Args:
+        exercise: the exercise
+        check: say whether the patches lead from the parent's program to this one; the exit code is 1 if they do not
+        split: write the program after each commit into this folder, to edit them
+        join: make the patches anew of the edited programs in this folder
+    """
+    from common.cli import commits as series
+
+    found = course.find(exercise)
+    if check:
+        wrong = series.check_commits(found)
+        print("\n".join(wrong) or f"the commits of {found.folder} lead from its parent's train.py to its own")
+        sys.exit(bool(wrong))
+    if split or join:
+        print(*(series.split(found, split) if split else series.join(found, join)), sep="\n")
+    elif series.folder_of(found).exists():
+        list_commits(found)
+    else:
+        print(f"{found.folder} is one commit: rampup diff {found.number}")
 
 
 @app.command

@@ -1,5 +1,6 @@
 """The comments in a saved review, as lines for the terminal."""
 
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -76,8 +77,9 @@ def comments(path: Path) -> str:
     if not said:
         raise UserError(f"{path} holds no comment: your mentor saves them with the button at the foot of the page")
     title = visible(" ".join(page.title.split()))[:200]
-    parts = [title] + [f"\n{said[0]}"] * (0 in said)
+    parts = [title]
     for line, comment in said.items():
-        if line:
-            parts.append(f"\ntrain.py:{line}: {comment}\n    > {visible(page.code.get(line, '')).strip()}")
+        comment = re.sub(r"\n+", "\n    ", comment)  # indented, so that none looks like another line's comment
+        code = f"\n    > {visible(page.code.get(line, '')).strip()}"
+        parts.append(f"\ntrain.py:{line}: {comment}{code}" if line else f"\n    {comment}")
     return "\n".join(parts)

@@ -61,13 +61,15 @@ def find(name: str) -> Exercise:
         return exercise
     if exercise:
         raise UserError(f"exercise {exercise.number}, {exercise.folder}, is not in this checkout: see `rampup list`")
-    if number:
-        near = [min(built(), key=lambda e: abs(e.number - int(number[1])))]
-    else:
+    near = []
+    if not number:
         names = {name: e for e in built() for name in (e.folder, e.folder[5:])}
         near = [names[name] for name in difflib.get_close_matches(word.lower(), names, n=3, cutoff=0.5)]
     folders = " or ".join(dict.fromkeys(e.folder for e in near))
-    raise UserError(f"there is no exercise {name!r}: " + (f"did you mean {folders}?" if near else "see `rampup list`"))
+    raise UserError(
+        f"there is no exercise {name!r}: "
+        + (f"did you mean {folders}?" if near else f"they are 1 to {len(EXERCISES)}, see `rampup list`")
+    )
 
 
 def framework(source: str) -> str:

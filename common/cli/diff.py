@@ -127,10 +127,24 @@ def changed_lines(parent: str, child: str) -> int:
 
 
 def _code_lines(source: str) -> list[str]:
-    body = ast.parse(source).body
-    has_docstring = body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant)
-    first = body[0].end_lineno if has_docstring else 0
-    return [line.strip() for line in source.splitlines()[first:]]
+    return [line.strip() for line in source.splitlines()[docstring_end(source) :]]
+
+
+def docstring_end(source: str) -> int:
+    """Return the number of the line that ends a program's docstring; 0 without one. Raises SyntaxError, ValueError."""
+    first = next(iter(ast.parse(source).body), None)
+    has_docstring = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
+    return first.end_lineno if has_docstring else 0
+
+
+def without_docstrings(rows: list[Row], old: str, new: str) -> list[Row]:
+    """Return the rows below both programs' docstrings; all of them where one is not valid Python."""
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of a learner's "\d"
+            ends = docstring_end(old), docstring_end(new)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return rows
+    return [row for row in rows if (row.old_number or 0) > ends[0] or (row.new_number or 0) > ends[1]]
 
 
 def print_diff(console: Console, rows: list[Row]) -> None:

@@ -4,7 +4,7 @@ import base64
 import hashlib
 from pathlib import Path
 
-from common.cli.diff import CONTEXT, compare, stretches, words
+from common.cli.diff import CONTEXT, Row, compare, stretches, words
 
 import jinja2
 from markupsafe import Markup
@@ -39,9 +39,14 @@ def code_lines(source: str) -> list[Markup]:
     return [Markup(line) for line in html.removesuffix("\n").split("\n")]
 
 
-def diff_parts(old: str, new: str, context: int = CONTEXT) -> list[tuple[bool, list]]:
+def diff_parts(old: str, new: str) -> list[tuple[bool, list]]:
     """Return stretches for the template diff.html: whether to fold it, and its rows with their words."""
-    return [(far, [(row, *words(row)) for row in rows]) for far, rows in stretches(compare(old, new), context)]
+    return parts_of(compare(old, new), CONTEXT)
+
+
+def parts_of(rows: list[Row], context: int) -> list[tuple[bool, list]]:
+    """Return the same of rows, with so many unchanged lines around a change."""
+    return [(far, [(row, *words(row)) for row in stretch]) for far, stretch in stretches(rows, context)]
 
 
 def indent(text: str) -> int:

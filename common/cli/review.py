@@ -8,10 +8,11 @@ from pathlib import Path
 from common import UserError
 from common.cli.chart import charts, reference_curves
 from common.cli.course import find, train_py
-from common.cli.diff import CONTEXT, COUNTED, alike, stat
+from common.cli.diff import CONTEXT, COUNTED, alike, compare, stat, without_docstrings
 from common.cli.folder import SHOWN, Folder, defaults, is_portable, read_folder, size, visible
-from common.cli.html import code_lines, data_uri, diff_parts, indent, render
+from common.cli.html import code_lines, data_uri, indent, parts_of, render
 from common.cli.judge import Finding, judge
+from common.cli.start import marked
 from common.curriculum import ROOT, Exercise
 
 SAMPLE = 6000  # characters of samples.txt that are shown, the last ones
@@ -76,6 +77,7 @@ def review_page(exercise: Exercise, folder: Folder, with_folder: bool = False, b
         exercise=exercise,
         folder_name=visible(folder.path.name),
         own=own,
+        started=bool(marked(folder.path)),
         by=visible(by),
         note=visible(note),
         verdict=worst,
@@ -88,8 +90,8 @@ def review_page(exercise: Exercise, folder: Folder, with_folder: bool = False, b
         changed=[(name, value) for name, value, changed in config if changed],
         pictures=[(name, data_uri(kind, data)) for name, kind, data in folder.pictures],
         samples=folder.samples[-SAMPLE:],
-        parent=parent and compared(parent, parent.read_text(encoding="utf-8"), folder, CONTEXT, exercise.budget),
-        reference=None if reference in (None, folder.source) else compared(train_py(exercise), reference, folder, 1),
+        parent=parent and compared(parent, parent.read_text(encoding="utf-8"), folder, exercise.budget),
+        reference=None if reference in (None, folder.source) else compared(train_py(exercise), reference, folder),
         known=reference is not None,
         from_nothing=reference is not None and alike(reference, folder.source) < FROM_NOTHING,
         lines=code_lines(folder.source),
@@ -122,12 +124,14 @@ def chips(folder: Folder) -> list[str]:
     return made
 
 
-def compared(path: Path, old: str, folder: Folder, context: int, budget: int | None = None) -> dict:
+def compared(path: Path, old: str, folder: Folder, budget: int | None = None) -> dict:
     """Return what the template shows of the difference between an older program and the folder's."""
+    rows = compare(visible(old), folder.source)
     return {
         "name": path.relative_to(ROOT).as_posix(),
         "stat": f"{stat(old, folder.source, budget)} ({COUNTED})",
-        "parts": diff_parts(visible(old), folder.source, context),
+        "parts": parts_of(rows, CONTEXT),
+        "code": parts_of(without_docstrings(rows, visible(old), folder.source), 1),  # without docstrings, and short
     }
 
 

@@ -6,6 +6,7 @@ import textwrap
 from pathlib import Path
 
 from common import UserError
+from common.cli.commits import commit_of
 from common.cli.course import Exercise, find, train_py
 from common.curriculum import ROOT
 
@@ -14,13 +15,19 @@ MARK = ".exercise"  # the file that says which exercise a folder is of
 GAP = "derive the gradient on paper, then write it here: see task.md"
 
 
-def start(exercise: Exercise, path: Path, own: Path | None = None) -> None:
+def start(exercise: Exercise, path: Path, own: Path | None = None, commit: int = 0) -> None:
     """Write the folder to begin an exercise in; `own` is the learner's program of the exercise before it.
+
+    With `commit` the program is the one after that many of the exercise's commits.
 
     Raises UserError if one of its files exists already, or if something cannot be read or written.
     """
     folder = path.absolute()
-    files = {"train.py": first_program(exercise, own), "check_it.py": checks(exercise), "task.md": task(exercise)}
+    files = {
+        "train.py": first_program(exercise, own, commit),
+        "check_it.py": checks(exercise),
+        "task.md": task(exercise),
+    }
     files[MARK] = exercise.folder + "\n"
     if there := [name for name in files if (folder / name).exists()]:
         raise UserError(f"{path} has a {there[0]} already, which stays as it is: name a new folder")
@@ -49,7 +56,7 @@ def checks(exercise: Exercise) -> str:
     return f'"""{title}\n\n    python check_it.py\n"""\n\n{to_do(exercise)[1]}'
 
 
-def first_program(exercise: Exercise, own: Path | None = None) -> str:
+def first_program(exercise: Exercise, own: Path | None = None, commit: int = 0) -> str:
     """Return the train.py to begin with: the parent's, or for exercise 1 its own with a gap; and what is to be done.
 
     Raises UserError if the learner's `own` program cannot be read.
@@ -57,12 +64,16 @@ def first_program(exercise: Exercise, own: Path | None = None) -> str:
     parent = find(str(exercise.parent)) if exercise.parent else exercise
     source, end = read_program(own or train_py(parent))
     so_far = f"So far this is the program of exercise {parent.number}."
-    if own:
+    if commit:
+        made = commit_of(exercise, commit)
+        source, end = made.after, ast.parse(made.after).body[0].end_lineno
+        so_far = f"So far {commit} of its commits are made, up to: {made.title}. Some of this is done already."
+    elif own:
         so_far = f"So far this is {own.name} as you wrote it."
     elif not exercise.parent:
         so_far = "This program is whole but for the gradient."
     lines = source.splitlines(keepends=True)[end:]
-    code = "".join(lines) if exercise.parent or own else with_gap(source, "backward")
+    code = "".join(lines) if exercise.parent or own or commit else with_gap(source, "backward")
     sentence = "\n".join(textwrap.wrap(f'Exercise {exercise.number}: "{exercise.sentence}"', 116))
     return f'''"""{sentence}
 
@@ -108,7 +119,11 @@ def task(exercise: Exercise) -> str:
     asked = re.compile(r"^## Your task\n(.*?)^(?:## |\*\*What to expect)", re.M | re.S)
     text = asked.search(readme.read_text(encoding="utf-8"))[1]
     text = text.replace(f"Begin with `rampup start {exercise.number}`. ", "")
-    text = text.replace("](../", f"]({ROOT.as_uri()}/").strip()
+    text = (
+        text.replace("the folded hints below", "the lesson's folded hints")
+        .replace("](../", f"]({ROOT.as_uri()}/")
+        .strip()
+    )
     return f"""# Exercise {exercise.number}: {exercise.folder[5:]}
 
 > {exercise.sentence}

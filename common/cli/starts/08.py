@@ -8,7 +8,6 @@
 """
 
 import math
-import time
 
 from common.cli.check_it import are_equal, has_shape, is_near, program, run_checks
 
@@ -29,7 +28,7 @@ def params():
 
 def test_params():
     """weights (784, 256), (256, 256), (256, 10), within the bounds of nn.Linear, and biases that are not 0"""
-    for layer, (fan_in, fan_out) in zip(params(), ((784, 256), (256, 256), (256, 10))):
+    for layer, (fan_in, fan_out) in zip(params(), ((784, 256), (256, 256), (256, 10)), strict=True):
         has_shape("a weight", layer["w"], fan_in, fan_out)
         has_shape("a bias", layer["b"], fan_out)
         for name in "wb":
@@ -41,7 +40,9 @@ def test_seed():
     """another key gives other weights, and no two layers share their numbers"""
     first, other = params(), train.init_params(jax.random.key(1), config)
     assert not np.array_equal(first[0]["w"], other[0]["w"]), "two keys give the same weights"
-    assert not np.allclose(first[0]["b"][:10] * 28, first[1]["b"][:10] * 16), "two layers drew the same numbers"
+    drawn = [np.ravel(layer[name])[:10] / abs(layer[name]).max() for layer in first for name in "wb"]  # of one range
+    for i, numbers in enumerate(drawn):
+        assert not any(np.allclose(numbers, other, atol=0.02) for other in drawn[:i]), "two draws have the same numbers"
 
 
 def test_logits():
@@ -52,7 +53,7 @@ def test_logits():
     linears = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
     theirs = [{"w": layer.weight.detach().numpy().T, "b": layer.bias.detach().numpy()} for layer in linears]
     wanted = model(torch.from_numpy(images)).detach().numpy()
-    are_equal("the logits", np.asarray(train.forward(theirs, images)), wanted, 1e-4)
+    are_equal("the logits", np.asarray(train.forward(theirs, images)), wanted, 1e-5)
 
 
 def test_first_loss():
@@ -61,16 +62,38 @@ def test_first_loss():
 
 
 def test_one_batch_by_heart():
-    """64 images of noise are learnt by heart, and only the first step is slow"""
-    optimizer, there, seconds = train.make_optimizer(config), params(), []
+    """64 images of noise are learnt by heart"""
+    optimizer, there = train.make_optimizer(config), params()
     state = optimizer.init(there)
     for _ in range(60):
-        start = time.perf_counter()
         there, state, loss = train.train_step(there, state, images, labels, optimizer)
-        loss = float(loss)
-        seconds.append(time.perf_counter() - start)
-    assert loss < 0.1, f"after 60 steps on one batch the loss is {loss:.3g}, expected less than 0.1"
-    assert sorted(seconds)[30] < seconds[0] / 2, f"a step takes {sorted(seconds)[30]:.3f} s: is it compiled anew?"
+    assert float(loss) < 0.1, f"after 60 steps on one batch the loss is {float(loss):.3g}, expected less than 0.1"
+
+
+def test_compiled():
+    """a step is compiled once: Python comes through the loss the first time alone"""
+    calls, loss_fn = [], train.loss_fn
+    train.loss_fn = lambda logits, y: calls.append(1) or loss_fn(logits, y)
+    try:
+        optimizer, there = train.make_optimizer(config), params()
+        state = optimizer.init(there)
+        for _ in range(4):
+            there, state, _ = train.train_step(there, state, images, labels, optimizer)
+    finally:
+        train.loss_fn = loss_fn
+    assert len(calls) < 2, f"four steps of one shape came through loss_fn {len(calls)} times: is train_step compiled?"
+
+
+def test_schedule():
+    """the learning rate falls: the last update is much smaller than the first"""
+    few = train.Config(steps=20)
+    optimizer, there = train.make_optimizer(few), params()
+    state, sizes = optimizer.init(there), []
+    grads = jax.tree.map(np.ones_like, there)
+    for _ in range(few.steps):
+        updates, state = optimizer.update(grads, state, there)
+        sizes.append(float(abs(updates[0]["w"]).max()))
+    assert sizes[-1] < 0.1 * sizes[0], f"the first update is {sizes[0]:.3g}, the last of 20 is {sizes[-1]:.3g}"
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """To do:
 1. make_data: samples of T tokens, and as targets the same moved on by one, (N, T) both. Test windows overlap by half,
    and -1 marks the targets that are not scored.
-2. Attention(config()): causal self-attention with config.heads heads, written yourself. It maps (B, T, C) to (B, T, C).
+2. Attention(config): causal self-attention with config.heads heads, written yourself. It maps (B, T, C) to (B, T, C).
 3. Block(config): attention, then an MLP, each behind a LayerNorm and with a shortcut.
-4. Transformer(config(), vocab_size): tokens (B, T) to logits (B, T, V), with the embedding's table at the end.
+4. Transformer(config, vocab_size): tokens (B, T) to logits (B, T, V), with the embedding's table at the end.
 5. loss_fn(logits, y) over all positions; evaluate on those that are scored; sample reads the last position.
 6. Config: heads, bias, a block_size of 32, and the lesson's sizes.
 """
@@ -20,7 +20,7 @@ tokens, following = torch.randint(1, 50, (4, 8)), torch.randint(1, 50, (4, 8))  
 
 
 def config(**flags):
-    return train.Config(layers=2, channels=32, heads=4, block_size=8, dropout=0.0, **flags)
+    return train.Config(**{"layers": 2, "channels": 32, "heads": 4, "block_size": 8, "dropout": 0.0} | flags)
 
 
 def test_data():
@@ -52,9 +52,31 @@ def test_causality():
 
 def test_order():
     """what came before is not a heap: another order gives other logits"""
-    model, turned = train.Transformer(config(), 50), tokens.clone()
+    model, turned = train.Transformer(config(layers=1), 50), tokens.clone()  # two layers could tell the order anyway
     turned[:, :4] = tokens[:, [1, 0, 3, 2]]
     assert (model(tokens) - model(turned))[:, -1].abs().max() > 1e-6, "positions make no difference"
+
+
+def test_attention():
+    """what is read from earlier tokens: scores are divided by the root of a head's width, heads look by themselves"""
+    torch.manual_seed(1)
+    attention, x = train.Attention(config(heads=1)), 3 * torch.randn(1, 8, 32)
+    q, k, v = attention.qkv(x).chunk(3, -1) if hasattr(attention, "qkv") else (None, None, None)
+    if q is not None:  # torch's own kernel as the oracle, where the layers have the lesson's names
+        wanted = attention.out(torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True))
+        are_equal("attention's answers", attention(x).detach(), wanted.detach(), 1e-5)
+    answers = []
+    for heads in (1, 4):
+        torch.manual_seed(2)
+        answers.append(train.Attention(config(heads=heads))(x))
+    assert (answers[0] - answers[1]).abs().max() > 1e-6, "one head and four give the same"
+
+
+def test_table():
+    """the embedding's table also makes the logits: there is one of (V, C)"""
+    model = train.Transformer(config(), 50)
+    tables = {id(param) for param in model.parameters() if tuple(param.shape) == (50, 32)}
+    is_near("the number of tables of (V, C)", len(tables), 1, 0)
 
 
 def test_first_loss():
@@ -64,11 +86,13 @@ def test_first_loss():
 
 
 def test_evaluate():
-    """evaluation leaves out what is marked -1"""
-    model, y = train.Transformer(config(), 50), following.clone()
+    """evaluation leaves out what is marked -1, has no dropout, and leaves the model in training"""
+    model, y = train.Transformer(config(dropout=0.3), 50), following.clone()
     y[:, :4] = -1
-    wanted = train.loss_fn(model(tokens)[:, 4:], following[:, 4:]).item()
-    is_near("the loss", train.evaluate(model, tokens, y)["loss"], wanted, 1e-5)
+    measured = train.evaluate(model, tokens, y)["loss"]
+    assert model.training, "after evaluate the model is still in evaluation: no dropout from then on"
+    model.eval()
+    is_near("the loss", measured, train.loss_fn(model(tokens)[:, 4:], following[:, 4:]).item(), 1e-5)
 
 
 def test_sample():
