@@ -70,7 +70,7 @@ def read(data: Path | None = None, whole: bool = False, val_share: float | None 
 
 
 def encoding(dry_run: bool = False):
-    """Return GPT-2's encoding of texts, with 50,257 tokens (tiktoken's); with `dry_run` one whose tokens are bytes.
+    """Return GPT-2's encoding of texts, with 50,257 tokens (tiktoken's); with `dry_run` one of bytes.
 
     tiktoken downloads it, 1.5 MB, into $TIKTOKEN_CACHE_DIR, here by default into data/tiktoken_cache, and verifies it.
     """
@@ -78,7 +78,8 @@ def encoding(dry_run: bool = False):
 
     if dry_run:
         ranks = {bytes([byte]): byte for byte in range(256)}
-        return tiktoken.Encoding("bytes", pat_str=r"[\s\S]", mergeable_ranks=ranks, special_tokens={})
+        special = {"<|endoftext|>": 256}
+        return tiktoken.Encoding("bytes", pat_str=r"[\s\S]", mergeable_ranks=ranks, special_tokens=special)
     os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(data_dir() / "tiktoken_cache"))
     try:
         return tiktoken.get_encoding("gpt2")

@@ -130,7 +130,7 @@ def test_overfits(ex):
     torch.manual_seed(0)
     model = ex.Transformer(config, 50)
     words = torch.randint(50, (4, 17))
-    optimizer = ex.make_optimizer(ex.Config(**SMALL, learning_rate=0.01), model)
+    (optimizer,) = ex.make_optimizers(ex.Config(**SMALL, learning_rate=0.01), model)
     for _ in range(200):
         loss = ex.loss_fn(model(words[:, :-1]), words[:, 1:])
         optimizer.zero_grad()
@@ -235,7 +235,7 @@ def test_batches_follow_from_seed_and_step(ex):
 
 def test_decay_groups(ex):
     _, model = new_model(ex, bias=True)
-    matrices, vectors = ex.make_optimizer(ex.Config(), model).param_groups
+    matrices, vectors = ex.make_optimizers(ex.Config(), model)[0].param_groups
     names = {id(param): name for name, param in model.named_parameters()}
     decayed = {names[id(param)] for param in matrices["params"]}
     assert (matrices["weight_decay"], vectors["weight_decay"]) == (0.1, 0.0)
@@ -246,7 +246,7 @@ def test_decay_groups(ex):
 
 def test_betas_are_nanogpts(ex):
     """For Shakespeare; exercise 17 has those for GPT-2."""
-    groups = ex.make_optimizer(ex.Config(), new_model(ex)[1]).param_groups
+    groups = ex.make_optimizers(ex.Config(), new_model(ex)[1])[0].param_groups
     assert [group["betas"] for group in groups] == [(0.9, 0.99)] * 2
 
 
@@ -373,7 +373,7 @@ def test_exact_resume(ex, text, tmp_path, cut):
         train(ex, tmp_path / "cut", **fields)
     assert checkpoint.read_torch(ex.Config, tmp_path / "cut" / "checkpoint.pt")["step"] == cut // 4 * 4
     torch.manual_seed(1234)
-    train(ex, tmp_path / "cut", **fields, resume=True)
+    train(ex, tmp_path / "cut", **fields, resume="yes")
     for name in ("metrics.csv", "samples.txt"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     whole, resumed = (checkpoint.read_torch(ex.Config, tmp_path / name / "checkpoint.pt") for name in ("whole", "cut"))
@@ -421,7 +421,7 @@ def test_flags_win_over_the_checkpoint(ex, text, tmp_path, monkeypatch):
         return step(self, closure)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", spy)
-    train(ex, tmp_path / "out", text=text, steps=6, resume=True, weight_decay=0.7, learning_rate=0.3, warmup_steps=1)
+    train(ex, tmp_path / "out", text=text, steps=6, resume="yes", weight_decay=0.7, learning_rate=0.3, warmup_steps=1)
     assert [decay for decay, _ in seen] == [0.7, 0.7]
     assert all(rate < 0.3 for _, rate in seen)
     assert seen[0][1] > 0.01
@@ -441,7 +441,7 @@ def test_checkpoint_of_another_model(ex, text, tmp_path, changes, message):
     train(ex, tmp_path / "out", text=text, steps=2)
     before = (tmp_path / "out" / "metrics.csv").read_bytes()
     with pytest.raises(UserError, match=message):
-        train(ex, tmp_path / "out", **{"text": text, "steps": 4, "resume": True} | changes)
+        train(ex, tmp_path / "out", **{"text": text, "steps": 4, "resume": "yes"} | changes)
     assert (tmp_path / "out" / "metrics.csv").read_bytes() == before
 
 
@@ -530,8 +530,9 @@ def test_nothing_in_a_checkpoint_is_believed(ex, text, tmp_path, change):
     change(state)
     torch.save(state, path)
     before = {file: file.read_bytes() for file in (tmp_path / "out").iterdir()}
-    with pytest.raises(UserError, match="checkpoint.pt is (damaged, or it is not a checkpoint|for another vocabulary)"):
-        train(ex, tmp_path / "out", text=text, steps=4, resume=True)
+    refused = "checkpoint.pt (is damaged, or it is not a checkpoint|is for another vocabulary|holds a model alone)"
+    with pytest.raises(UserError, match=refused):
+        train(ex, tmp_path / "out", text=text, steps=4, resume="yes")
     assert {file: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before
 
 
@@ -542,7 +543,7 @@ def test_a_checkpoint_names_no_file_elsewhere(ex, text, tmp_path):
     state = torch.load(path, weights_only=True)
     state["run"]["sizes"]["../precious"] = 10
     torch.save(state, path)
-    train(ex, tmp_path / "out", text=text, steps=4, resume=True)
+    train(ex, tmp_path / "out", text=text, steps=4, resume="yes")
     assert (tmp_path / "precious").read_text() == "a file outside --out"
 
 
@@ -567,7 +568,7 @@ def test_a_run_that_stopped_before_its_end_is_finished(ex, text, tmp_path, monke
             patch.setattr(holder, name, stop)
             train(ex, out, **fields)
         assert not (out / "loss.png").exists()
-        metrics = train(ex, out, **fields, resume=True)
+        metrics = train(ex, out, **fields, resume="yes")
         assert metrics["validation_loss"] == read_metrics(out)["validation", "loss"][6]
         assert (out / "result.json").exists()
         assert (out / "loss.png").exists()
@@ -584,7 +585,7 @@ def test_checkpoint_of_another_text(ex, text, tmp_path):
     train(ex, tmp_path / "out", text=text, steps=2)
     text.write_text(text.read_text().replace("dog", "fox"))
     with pytest.raises(UserError, match="another vocabulary"):
-        train(ex, tmp_path / "out", text=text, steps=4, resume=True)
+        train(ex, tmp_path / "out", text=text, steps=4, resume="yes")
 
 
 def test_dry_run_leaves_a_trained_model_alone(ex, text, tmp_path):
@@ -599,7 +600,7 @@ def test_checkpoint_holds_no_path_of_this_machine(ex, text, tmp_path):
     train(ex, tmp_path / "out", text=text, steps=2)
     (tmp_path / "out").rename(tmp_path / "moved")
     assert checkpoint.read_torch(ex.Config, tmp_path / "moved" / "best.pt")["config"].out == ex.Config.out
-    train(ex, tmp_path / "moved", text=text, steps=4, resume=True)
+    train(ex, tmp_path / "moved", text=text, steps=4, resume="yes")
 
 
 def test_checkpoint_on_a_full_disk(ex, text, tmp_path, monkeypatch):
@@ -612,7 +613,7 @@ def test_checkpoint_on_a_full_disk(ex, text, tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(UserError, match="No space left on device"):
-        train(ex, tmp_path / "out", text=text, steps=4, resume=True)
+        train(ex, tmp_path / "out", text=text, steps=4, resume="yes")
     assert (tmp_path / "out" / "checkpoint.pt").read_bytes() == before
 
 
