@@ -95,7 +95,7 @@ def write_torch(state: dict, path: Path) -> None:
 
 
 def read_torch(kind, path: Path) -> dict:
-    """Return what a checkpoint holds, on the CPU, its flags as a config of the dataclass `kind`.
+    """Return what a checkpoint holds, on the CPU, its flags as a config of the dataclass `kind`, and as they are.
 
     Raises UserError if there is no such file, or if it is damaged or was written by another program.
     """
@@ -106,7 +106,7 @@ def read_torch(kind, path: Path) -> dict:
             raise ValueError("a number that is not finite")
         if vocab is not None and not (isinstance(vocab, list) and all(isinstance(word, str) for word in vocab)):
             raise ValueError("not a vocabulary")
-        return state | {"config": _config(kind, state["config"])}
+        return state | {"config": _config(kind, state["config"]), "flags": state["config"]}
     except WRONG:
         raise _damaged(path) from None
 

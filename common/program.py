@@ -142,8 +142,8 @@ def exit_code() -> int:
 def check_config(config, **ranges: float | tuple[float, float]) -> None:
     """Raise ValueError, which the command line shows as one sentence, unless every number in the config is in range.
 
-    A number must be above 0 and fit into float32, a whole one below 2**53; seed and profile may be 0. `ranges` gives, by
-    name, another minimum, or a minimum and a maximum. A path must not be empty.
+    A number must be above 0 and fit into float32, a whole one below 2**53; seed and profile may be 0. `ranges` gives,
+    by name, another minimum, or a minimum and a maximum. A path must not be empty.
     """
     for name, value in vars(config).items():
         flag = "--" + name.replace("_", "-")
