@@ -42,7 +42,7 @@ class Config:
 def read_tokens(config, model, vocab):
     """Return the tokens of training and validation text, each (L,), in a model's vocabulary, as train.py splits them.
 
-    Of OpenWebText's training tokens only the last T + 1 are returned: the first validation token follows the last of them.
+    Of OpenWebText's training tokens these are the last T + 1 alone: the first validation token is predicted from them.
     """
     size = len(model.positions.weight)
     if vocab is not None:

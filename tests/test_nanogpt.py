@@ -161,7 +161,7 @@ def transformers():
 def test_from_transformers(ex, script, transformers, tmp_path):
     theirs = gpt2(transformers)
     theirs.save_pretrained(tmp_path / "theirs")
-    config, ours = script("pretrained").from_hugging_face(tmp_path / "theirs", heads=2)
+    config, ours = script("pretrained").from_hugging_face(tmp_path / "theirs")
     words = torch.randint(50, (3, 16))
     answer = theirs(words, labels=words)
     logits = ours.eval()(words)
@@ -174,7 +174,7 @@ def test_from_transformers(ex, script, transformers, tmp_path):
 @pytest.mark.parametrize("bias", [False, True])
 def test_to_transformers(ex, script, transformers, tmp_path, bias):
     config, ours = new_model(ex, bias=bias)
-    script("pretrained").to_hugging_face(config, ours, tmp_path / "ours")
+    script("pretrained").to_hugging_face(ours, list("abc"), tmp_path / "ours")
     theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "ours").eval()
     words = torch.randint(50, (3, 16))
     torch.testing.assert_close(theirs(words).logits, ours.eval()(words), atol=1e-4, rtol=1e-4)
@@ -670,6 +670,10 @@ def test_compile_is_passed_over_in_a_dry_run(ex, tmp_path, monkeypatch):
     [
         (["--prompt", "we #1"], "--prompt: the vocabulary lacks 'w', '#', '1': use only characters of"),
         (["--prompt", ""], "--prompt is empty"),
+        (["--beta2", 1], "--beta2 must be at least 0 and at most 1"),
+        (["--grad-clip", -1], "--grad-clip must be at least 0"),
+        (["--profile", -1], "--profile must be at least 0"),
+        (["--resume", "maybe"], "--resume: give yes, no or auto"),
         (["--top-k", 30], "--top-k 30 is larger than the vocabulary (29 tokens)"),
         (["--block-size", 2100], "the text's 2100 validation characters must be more than --block-size 2100"),
         (["--channels", 30, "--heads", 4], "--channels 30 must be a multiple of --heads 4"),
@@ -740,7 +744,12 @@ def test_sample_py(ex, text, tmp_path):
     assert len(first) == len(second) == 2 + 7 + 40 + 1
     assert "tokens/s on cpu, with the cache" in cached.stderr
     one_sentence(write("--prompt", "ROMEO#"), "the vocabulary lacks '#'")
-    one_sentence(write("--prompt", ""), "--prompt is empty")
+    for wrong, flag in ((["--prompt", ""], "an empty --prompt"), (["--stop"], "--stop")):
+        one_sentence(write(*wrong), f"a model of characters has no <|endoftext|>, so it cannot take {flag}")
+    (tmp_path / "prompt.txt").write_text("ROMEO:\n")
+    assert write(*flags[2:], "--prompt-file", tmp_path / "prompt.txt").stdout == cached.stdout
+    one_sentence(write("--prompt", "a", "--prompt-file", "b"), "--prompt and --prompt-file both give the text")
+    one_sentence(write("--prompt-file", tmp_path / "none"), "cannot read the text", "name another file")
     one_sentence(write("--top-k", 99), "--top-k 99 is larger than the")
     one_sentence(write("--checkpoint", tmp_path / "none.pt"), "there is no checkpoint")
 
@@ -752,19 +761,23 @@ def test_pretrained_py(ex, script, transformers, text, tmp_path):
         command = [sys.executable, FOLDER / "pretrained.py", *map(str, flags)]
         return subprocess.run(command, capture_output=True, text=True, timeout=100)
 
-    result = convert("--checkpoint", tmp_path / "best.pt", "--export", tmp_path / "folder")
+    result = convert("--init-from", tmp_path / "best.pt", "--export", tmp_path / "folder")
     assert result.returncode == 0, result.stderr
     theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "folder").eval()
     ours, vocab = script("sample").load_model(tmp_path / "best.pt", CPU)
     words = torch.randint(len(vocab), (2, 16))
     torch.testing.assert_close(theirs(words).logits, ours(words), atol=1e-4, rtol=1e-4)
     one_sentence(convert(), "nothing to do")
-    one_sentence(convert("--init-from", "gpt2"), "--weights must name a local copy")
-    one_sentence(convert("--init-from", "gpt2", "--weights", tmp_path / "none"), "there is no", "model.safetensors")
-    wrong = "has layers, heads and channels (2, 2, 16), not (12, 12, 768)"
-    one_sentence(convert("--init-from", "gpt2", "--weights", tmp_path / "folder"), wrong)
+    save = ["--save", tmp_path / "new" / "checkpoint.pt"]
+    (tmp_path / "empty").mkdir()
+    one_sentence(convert("--init-from", tmp_path / "empty", *save), "there is no", "model.safetensors")
+    one_sentence(convert("--init-from", tmp_path / "none", *save), "there is no checkpoint")
+    taken = tmp_path / "checkpoint.pt"
+    one_sentence(
+        convert("--init-from", tmp_path / "folder", "--save", taken), "checkpoint.pt is the checkpoint of a run"
+    )
     (tmp_path / "folder" / "model.safetensors").write_bytes(b"0123456789")
-    one_sentence(convert("--init-from", "gpt2", "--weights", tmp_path / "folder"), "does not hold all weights")
+    one_sentence(convert("--init-from", tmp_path / "folder", *save), "does not hold all weights")
 
 
 def test_gpt2_shape(script, transformers, tmp_path, monkeypatch):
@@ -772,7 +785,7 @@ def test_gpt2_shape(script, transformers, tmp_path, monkeypatch):
     pretrained = script("pretrained")
     theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config())
     theirs.save_pretrained(tmp_path)
-    pretrained.main(pretrained.Config(init_from="gpt2", weights=tmp_path, save=tmp_path / "gpt2.pt"))
+    pretrained.main(pretrained.Config(tmp_path, save=tmp_path / "gpt2.pt"))
     model, vocab = script("sample").load_model(tmp_path / "gpt2.pt", CPU)
     assert sum(param.numel() for param in model.parameters()) == 124_439_808
     assert vocab is None
