@@ -634,7 +634,7 @@ WORDS = {
 
 GPT = {
     "ex16_gpu_nanogpt/train.py": [
-        ("16-other-betas", "betas=(0.9, 0.99)", "betas=(0.9, 0.999)", "nanogpt::betas_are_nanogpts"),
+        ("16-other-betas", "beta2: float = 0.99 ", "beta2: float = 0.999 ", "nanogpt::betas_are_nanogpts"),
         (
             "16-decays-biases",
             '{"params": vectors, "weight_decay": 0.0}',
@@ -643,8 +643,8 @@ GPT = {
         ),
         (
             "16-gradients-not-clipped",
-            "nn.utils.clip_grad_norm_(model.parameters(), 1.0)",
-            "pass",
+            "config.grad_clip or math.inf",
+            "math.inf",
             "nanogpt::gradients_are_clipped",
         ),
         (
@@ -682,8 +682,8 @@ GPT = {
         ),
         (
             "16-resumed-run-sees-the-first-batches",
-            "batches(config, len(x), start_step, device)",
-            "batches(config, len(x), 0, device)",
+            "zip(steps, batches(config, len(x), start_step, device))",
+            "zip(steps, batches(config, len(x), 0, device))",
             "nanogpt::exact_resume[9]",
         ),
         (
@@ -744,15 +744,21 @@ GPT = {
         ),
         (
             "17-gradients-not-clipped",
-            "nn.utils.clip_grad_norm_(model.parameters(), 1.0)",
-            "pass",
+            "config.grad_clip or math.inf",
+            "math.inf",
             "ddp::gradients_are_clipped",
         ),
         (
             "17-accumulated-loss-not-divided",
-            "ddp_model(x, y) / grad_accum_steps",
+            "ddp_model(x, y) * share",
             "ddp_model(x, y)",
             "ddp::accumulation",
+        ),
+        (
+            "17-ragged-parts-weigh-the-same",
+            "share = len(x) * world_size / config.batch_size",
+            "share = 1 / grad_accum_steps",
+            "ddp::ragged_parts_weigh_as_much_as_they_have",
         ),
         (
             "17-exchanges-after-the-first-part",
@@ -762,11 +768,11 @@ GPT = {
         ),
         (
             "17-all-processes-see-the-same",
-            "index[rank::world_size].chunk",
-            "index[: len(index) // world_size].chunk",
+            "index[rank::world_size].tensor_split",
+            "index[: len(index) // world_size].tensor_split",
             "ddp::processes_share_a_step",
         ),
-        ("17-other-betas", "betas=(0.9, 0.95)", "betas=(0.9, 0.99)", "ddp::betas_are_nanogpts"),
+        ("17-other-betas", "beta2: float = 0.95 ", "beta2: float = 0.99 ", "ddp::betas_are_nanogpts"),
         (
             "17-samples-numbers-that-are-no-tokens",
             "            0, -1, : vocab.n_vocab",
@@ -794,7 +800,7 @@ GPT = {
         ),
         (
             "17-learning-rate-never-set",
-            'group["lr"] = learning_rate(config, step)',
+            'group["lr"] = lr',
             'group["lr"] = config.learning_rate',
             "ddp::16_equals_17",
         ),

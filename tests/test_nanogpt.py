@@ -1,6 +1,9 @@
 """Exercise 16: characters of Shakespeare, against exercise 13, nanoGPT's numbers and transformers' GPT-2."""
 
+import gzip
+import inspect
 import io
+import json
 import math
 import os
 import pickle
@@ -18,6 +21,7 @@ from common.record import Run
 
 import pytest
 import torch
+import tyro
 from helpers import check_causality, cut_off, load, load_beside, one_sentence, read_metrics, run, train_py
 
 CPU = torch.device("cpu")
@@ -246,8 +250,19 @@ def test_decay_groups(ex):
 
 def test_betas_are_nanogpts(ex):
     """For Shakespeare; exercise 17 has those for GPT-2."""
-    groups = ex.make_optimizers(ex.Config(), new_model(ex)[1])[0].param_groups
-    assert [group["betas"] for group in groups] == [(0.9, 0.99)] * 2
+    for betas, flags in (((0.9, 0.99), {}), ((0.8, 0.7), {"beta1": 0.8, "beta2": 0.7})):
+        (adamw,) = ex.make_optimizers(ex.Config(**flags), new_model(ex)[1])
+        assert [group["betas"] for group in adamw.param_groups] == [betas] * 2
+
+
+def test_muon_learns(ex, text, tmp_path):
+    """The matrices in the blocks are Muon's, and a run with it can be resumed (what it does: exercise 17's tests)."""
+    assert inspect.getsource(ex.make_optimizers) == inspect.getsource(load(17).make_optimizers)
+    fields = {"text": text, "eval_every": 5, "muon": True, "learning_rate": 0.01, "warmup_steps": 1}
+    metrics = train(ex, tmp_path, steps=20, **fields)
+    assert metrics["validation_loss"] < 2.8  # that of the characters' frequencies is 2.84
+    train(ex, tmp_path, steps=22, **fields, resume="yes")
+    assert list(read_metrics(tmp_path)["train", "loss"]) == list(range(22))
 
 
 def test_learning_rate(ex):
@@ -262,7 +277,9 @@ def test_learning_rate(ex):
     assert [ex.learning_rate(long, step) for step in range(5)] == pytest.approx([0.05, 0.1, 0.15, 0.2, 0.25])
 
 
-def test_gradients_are_clipped(ex, text, tmp_path, monkeypatch):
+@pytest.mark.parametrize("grad_clip", [1.0, 0.25, 0.0])
+def test_gradients_are_clipped(ex, text, tmp_path, monkeypatch, grad_clip):
+    """To the flag's norm; 0 is no clipping. What is recorded is the norm before, and the rate of the step."""
     seen = []
 
     def step(self, closure=None):
@@ -272,8 +289,13 @@ def test_gradients_are_clipped(ex, text, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
     monkeypatch.setattr(ex, "loss_fn", lambda logits, y: 1000 * logits.logsumexp(-1).mean())
     monkeypatch.setattr(ex, "evaluate", lambda model, x, y: {"loss": 1.0})
-    train(ex, tmp_path / "out", text=text, steps=3)
-    assert seen == pytest.approx([1.0] * 3, rel=1e-3)
+    train(ex, tmp_path / "out", text=text, steps=3, grad_clip=grad_clip)
+    recorded = read_metrics(tmp_path / "out")
+    norms = list(recorded["train", "grad_norm"].values())
+    assert min(norms) > 10
+    assert seen == pytest.approx([grad_clip] * 3 if grad_clip else norms, rel=1e-3)
+    rates = [ex.learning_rate(ex.Config(**SMALL, steps=3), step) for step in range(3)]
+    assert list(recorded["train", "lr"].values()) == rates
 
 
 def test_beats_its_baseline(text, tmp_path):
@@ -303,6 +325,25 @@ def test_flags_win_over_the_preset(ex, tmp_path):
     assert result.returncode == 0, result.stderr
     config = checkpoint.read_torch(ex.Config, tmp_path / "dry_run" / "checkpoint.pt")["config"]
     assert (config.preset, config.compile, config.dropout, config.layers) == ("nanogpt", True, 0.25, 2)
+
+
+def test_profile(ex, text, tmp_path):
+    """A trace of as many steps as were asked for, which does not change the training."""
+    train(ex, tmp_path / "plain", text=text, steps=8)
+    train(ex, tmp_path / "traced", text=text, steps=8, profile=3)
+    with gzip.open(tmp_path / "traced" / "trace.json.gz") as file:
+        names = [event.get("name") for event in json.load(file)["traceEvents"]]
+    assert names.count("Optimizer.step#AdamW.step") == 3
+    assert not (tmp_path / "plain" / "trace.json.gz").exists()
+    assert read_metrics(tmp_path / "traced") == read_metrics(tmp_path / "plain")
+
+
+def test_profile_of_jax(tmp_path):
+    ex = load(14)
+    config = tyro.cli(ex.Config, args=["--dry-run", "--profile", "1", "--device", "cpu", "--out", str(tmp_path)])
+    ex.main(config)
+    with gzip.open(tmp_path / "dry_run" / "trace.json.gz") as file:
+        assert b"train_steps" in file.read()
 
 
 def test_speed():
@@ -349,7 +390,7 @@ def test_losses_on_a_gpu_are_read_later(ex, tmp_path):
 
     with Run(ex.Config(out=tmp_path), {"ln V": 1.0}) as run_:
         for step in range(14):
-            run_.record(step, "train", loss=OnGpu(float(step)))
+            run_.record(step, "train", loss=OnGpu(float(step)), lr=0.1)
             assert OnGpu.read == (10 if step >= 10 else 0)
         run_.record(14, "validation", loss=0.5)
         assert OnGpu.read == 14
@@ -625,6 +666,17 @@ def test_best_is_the_least_validation_loss(ex, text, tmp_path, monkeypatch):
     assert (metrics["validation_loss"], metrics["least_validation_loss"]) == (2.2, 2.0)
 
 
+def test_checkpoint_from_before_a_flag(ex, text, tmp_path):
+    """What a checkpoint does not have takes its default: a run of weeks outlives a new version of the program."""
+    train(ex, tmp_path, text=text, steps=2)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    for name in ("beta2", "grad_clip", "muon"):
+        del state["config"][name]
+    torch.save(state, tmp_path / "checkpoint.pt")
+    assert checkpoint.load_flags(ex.Config, tmp_path / "checkpoint.pt").beta2 == 0.99
+    train(ex, tmp_path, text=text, steps=4, resume="yes")
+
+
 # torch.compile
 
 
@@ -660,6 +712,14 @@ def test_without_a_compiler(text, tmp_path):
 def test_compile_is_passed_over_in_a_dry_run(ex, tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda model: pytest.fail("compiled"))
     train(ex, tmp_path, dry_run=True, compile=True)
+
+
+def test_a_text_without_the_default_prompt(ex, tmp_path):
+    """In an alphabet that has none of its characters: the samples continue the first ones of the text."""
+    path = tmp_path / "text.txt"
+    path.write_text("Жизнь прожить — не поле перейти.\n" * 60, encoding="utf-8")
+    train(ex, tmp_path / "out", text=path, steps=2)
+    assert (tmp_path / "out" / "samples.txt").read_text(encoding="utf-8").split("\n")[1].startswith("Жизнь пр")
 
 
 # Bad input
