@@ -5,7 +5,8 @@ Changes from ex13:
 - Tokens are single characters, split as in nanoGPT, whose settings are presets beside better ones (--preset).
 - Made for a GPU: the text stays there, attention and AdamW are one fused kernel each, the model is compiled and
   multiplies in bfloat16, and the loop does not wait for the loss.
-- What nanoGPT trains with: weight decay on matrices only, gradient clipping, a learning rate that ends above 0.
+- What nanoGPT trains with: weight decay on matrices only, gradient clipping, a learning rate that ends above 0; and
+  optionally Muon for the matrices (--muon).
 - The batches follow from the seed, and a checkpoint holds all else: --resume continues exactly where the run stopped.
 
     python ex16_gpu_nanogpt/train.py

@@ -8,7 +8,7 @@ Changes from ex16:
   and exchanges them after the last one only. A step has the same tokens for any number of processes.
 - The text is OpenWebText in GPT-2's tokens: 18 GB in a memory-mapped file, from which each batch is read.
 - When a process dies, torchrun starts all of them again (--max-restarts), and they continue from the last checkpoint.
-- GPT-2's vocabulary, padded to a multiple of 128 for fast matrix products; optionally Muon for the matrices (--muon).
+- GPT-2's vocabulary, padded to a multiple of 128 for fast matrix products; presets for all four sizes of GPT-2.
 
     python ex17_ddp_openwebtext/train.py
     torchrun --standalone --nproc-per-node 8 --max-restarts 3 ex17_ddp_openwebtext/train.py

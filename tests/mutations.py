@@ -848,8 +848,8 @@ COMMON = {
         ),
         (
             "record-losses-on-a-gpu-one-later",
-            "for value in row.values()) >= 10",
-            "for value in row.values()) > 10",
+            "in self._waiting[:-1])) >= 10",
+            "in self._waiting[:-1])) > 10",
             "nanogpt::losses_on_a_gpu_are_read_later",
         ),
         (
