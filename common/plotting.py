@@ -73,7 +73,7 @@ def plot_loss(out: Path, unit: str, log: str = "") -> None:
         series, result = _read_metrics(out / "metrics.csv"), _read_result(out)
     except FileNotFoundError as error:
         raise UserError(f"there is no {error.filename}: give the --out of a run, finished or interrupted") from None
-    names = [name for name in ("loss", "accuracy", "grad_norm") if any(name == metric for _, metric in series)]
+    names = [name for name in ("loss", "grad_norm", "accuracy") if any(name == metric for _, metric in series)]
     figure = Figure(figsize=(7 * len(names), 5), dpi=120, layout="constrained")
     for ax, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names):
         for (split, metric), (steps, values) in series.items():
@@ -89,6 +89,7 @@ def plot_loss(out: Path, unit: str, log: str = "") -> None:
             right = ax.twinx()
             right.plot(*series["train", "lr"], color=EVALUATION, linewidth=1.2)
             right.set_ylabel("learning rate", color=EVALUATION)
+            right.set_ylim(bottom=0)
         else:
             ax.set_ylabel("error (% of samples)")
             if all(values.max() < 1 for (_, metric), (_, values) in series.items() if metric == name):

@@ -426,8 +426,8 @@ def test_learning_rate_and_gradient_norm_have_a_panel(tmp_path, monkeypatch):
     axes = {ax.get_ylabel(): ax for ax in figures[0].axes}
     assert list(axes) == [
         "loss (nats)",
-        "error (% of samples)",
         "norm of the gradient, before clipping",
+        "error (% of samples)",
         "learning rate",
     ]
     assert axes["norm of the gradient, before clipping"].lines[0].get_ydata().tolist() == [2.0 + i for i in range(30)]
