@@ -477,13 +477,13 @@ def test_initial_loss_is_ln_v(openwebtext, tmp_path):
 
 
 def test_sample_draws_tokens_alone(ex):
-    """Never one of the 47 numbers that only round the vocabulary up, though the model may like them."""
+    """Never one of the 47 ids that only round the vocabulary up, though the model may like them."""
     config = ex.Config(**SMALL | {"max_new_tokens": 50, "temperature": 5.0, "top_p": 1.0})
     model = ex.Transformer(config, 304)
     with torch.no_grad():
-        model.head.weight[256:] += 10 * model.norm.weight.mean()
+        model.head.weight[257:] += 10 * model.norm.weight.mean()
     words = ex.sample(model, torch.tensor([1, 2]), config, owt.encoding(dry_run=True))
-    assert words.max() < 256
+    assert words.max() < 257
 
 
 @pytest.mark.parametrize("muon", [False, True])
