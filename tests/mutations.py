@@ -718,6 +718,12 @@ GPT = {
             "model.positions.weight[: end - done]",
             "nanogpt::cached_is_uncached[10]",
         ),
+        (
+            "16-writes-on-after-the-end",
+            "if config.stop and token == openwebtext.END_OF_TEXT",
+            "if False",
+            "ddp::samples_begin_at_the_end_of_text",
+        ),
         ("16-prompt-without-a-mask", "is_causal=done == 0", "is_causal=False", "nanogpt::cached_is_uncached[10]"),
         (
             "16-cache-kept-when-the-view-moves",
@@ -727,6 +733,12 @@ GPT = {
         ),
     ],
     "ex16_gpu_nanogpt/pretrained.py": [
+        (
+            "16-export-keeps-the-padding",
+            '["embedding.weight"][: END_OF_TEXT + 1]',
+            '["embedding.weight"]',
+            "ddp::samples_begin_at_the_end_of_text",
+        ),
         ("16-one-matrix-not-transposed", '"qkv.weight", "out.weight"', '"qkv.weight"', "nanogpt::from_transformers"),
     ],
     "ex17_ddp_openwebtext/train.py": [
@@ -1035,6 +1047,12 @@ COMMON = {
             "openwebtext::windows_keep_no_file_open",
         ),
         ("openwebtext-no-end-of-text", "ids.append([END_OF_TEXT])", "pass", "openwebtext::special_and_empty_documents"),
+        (
+            "openwebtext-nanogpts-tokens-not-checked",
+            "            _check(tokens[start : start + 10_000_000], path)",
+            "            pass",
+            "openwebtext::tokens_of_nanogpt",
+        ),
         ("openwebtext-another-shuffle", "seed=2357", "seed=0", "openwebtext::sample_is_nanogpts_file"),
         (
             "openwebtext-part-cut-at-half",
