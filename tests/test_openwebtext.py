@@ -426,6 +426,7 @@ def test_tokens_of_nanogpt(here, capsys, monkeypatch):
     np.full(9, 50_257, np.uint16).tofile(folder / "train.bin")  # the sizes differ: all is checked again
     with pytest.raises(DataError, match=r"train.bin holds 50257, above the largest token id 50256"):
         owt.read(folder)
+    assert json.loads((folder / "tokens.json").read_text())["train"] == 500  # not counted before it is checked
     np.arange(9, dtype=np.uint16).tofile(folder / "train.bin")
     (folder / "val.bin").write_bytes(b"odd")
     with pytest.raises(DataError, match=r"val.bin does not hold GPT-2's tokens as 16-bit numbers: give another folder"):
