@@ -25,7 +25,8 @@ import numpy as np
 
 CHECKPOINTS = ("best.pt", "checkpoint.pt", "checkpoint.npz")
 RUN_ID = os.environ.get("TORCHELASTIC_RUN_ID", "none")  # torchrun's --rdzv-id; with --standalone it draws one
-SHAPE = ("layers", "heads", "channels", "block_size", "bias", "muon")  # flags that must be the checkpoint's
+SIZES = ("layers", "heads", "channels", "block_size")  # flags that a checkpoint has in any case
+SHAPE = (*SIZES, "bias", "vocab_size", "muon")  # flags that must be the checkpoint's
 MOMENTS = {"AdamW": {"step", "exp_avg", "exp_avg_sq"}, "Muon": {"momentum_buffer"}}  # what each keeps
 WRONG = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError, EOFError, OSError)
 DAMAGED = (
@@ -69,7 +70,7 @@ def save_torch(run, step: int, vocab: list[str] | None, model, *optimizers) -> N
     """Write checkpoint.pt into the run's folder: all that `resume_torch` needs. UserError where the disk is full."""
     import torch
 
-    state = {**_notes(run, step), "vocab": vocab, "torchrun": RUN_ID, "model": model.state_dict()}
+    state = {**_notes(run, step), "vocab": vocab, "model": model.state_dict()}
     state |= {"optimizers": [each.state_dict()["state"] for each in optimizers]}
     state |= {"rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all()}
     write_torch(state, run.out / "checkpoint.pt")
@@ -94,7 +95,7 @@ def write_torch(state: dict, path: Path) -> None:
 
 
 def read_torch(kind, path: Path) -> dict:
-    """Return what a checkpoint holds, on the CPU, its flags as a config of the dataclass `kind`.
+    """Return what a checkpoint holds, on the CPU, its flags as a config of the dataclass `kind`, and as they are.
 
     Raises UserError if there is no such file, or if it is damaged or was written by another program.
     """
@@ -105,16 +106,15 @@ def read_torch(kind, path: Path) -> dict:
             raise ValueError("a number that is not finite")
         if vocab is not None and not (isinstance(vocab, list) and all(isinstance(word, str) for word in vocab)):
             raise ValueError("not a vocabulary")
-        return state | {"config": _config(kind, state["config"])}
+        return state | {"config": _config(kind, state["config"]), "flags": state["config"]}
     except WRONG:
         raise _damaged(path) from None
 
 
 def load_flags(kind, path: Path, preset: str = "auto"):
     """Return the flags of a checkpoint as the dataclass `kind`; raises UserError if it has another preset."""
-    notes = _read_torch(path, tensors=False) if path.suffix == ".pt" else _read_arrays(path, ["notes"])[1]
     try:
-        config = _config(kind, notes["config"])
+        config = _config(kind, _read_notes(path)["config"])
     except WRONG:
         raise _damaged(path) from None
     if preset not in ("auto", getattr(config, "preset", "auto")):
@@ -123,13 +123,13 @@ def load_flags(kind, path: Path, preset: str = "auto"):
     return config
 
 
-def should_resume(resume: str, out: Path) -> bool:
-    """Return whether to resume from the checkpoint in `out`; "auto": if this torchrun wrote it before a restart.
+def should_resume(resume: str, path: Path) -> bool:
+    """Return whether to resume from the checkpoint `path`; "auto": if this torchrun wrote it before a restart.
 
     The number of restarts is ignored, because each host has its own count.
     """
-    auto = resume == "auto" and RUN_ID != "none" and (out / "checkpoint.pt").exists()
-    return resume == "yes" or (auto and _read_torch(out / "checkpoint.pt", tensors=False).get("torchrun") == RUN_ID)
+    auto = resume == "auto" and RUN_ID != "none" and path.exists()
+    return resume == "yes" or (auto and _read_notes(path).get("torchrun") == RUN_ID)
 
 
 def resume_torch(config, vocab: list[str] | None, model, *optimizers) -> tuple[int, dict]:
@@ -149,7 +149,13 @@ def resume_torch(config, vocab: list[str] | None, model, *optimizers) -> tuple[i
             flag = f"--{name.replace('_', '-')} {was}, not {now}"
             raise UserError(f"the checkpoint {path} has a model with {flag}: give its flags, or start a new run")
     if state["vocab"] != vocab:
-        raise UserError(f"the checkpoint {path} is for another vocabulary: give the --text it had, or start a new run")
+        advice = "give the --text it had, or start a new run"
+        if None in (state["vocab"], vocab):
+            advice = "exercise 16 trains on characters, exercise 17 on GPT-2's tokens"
+        raise UserError(f"the checkpoint {path} is for another vocabulary: {advice}")
+    if "optimizers" not in state:
+        advice = "ex16_gpu_nanogpt/pretrained.py --save makes a checkpoint of it to start from"
+        raise UserError(f"the checkpoint {path} holds a model alone, not the state of a run: {advice}")
     try:
         step, run = _progress(config, state)
         ours = {name: value.shape for name, value in model.state_dict().items()}
@@ -256,7 +262,7 @@ def _read_arrays(path: Path, names: list[str] | None = None) -> tuple[dict[str, 
         if any(isinstance(array, bytes) for array in arrays.values()):  # whose file in it does not begin as an array's
             raise ValueError("something else than an array")
         notes = json.loads(str(arrays.pop("notes")))
-        return arrays, {name: notes[name] for name in ("config", "step", "run")}
+        return arrays, {name: notes[name] for name in ("config", "step", "run")} | {"torchrun": notes.get("torchrun")}
     except FileNotFoundError:
         raise UserError(f"there is no checkpoint {path}: train without --resume first, or give its --out") from None
     except DAMAGED:
@@ -274,22 +280,26 @@ def _leaves(state) -> dict:
 # For both
 
 
+def _read_notes(path: Path) -> dict:
+    """Return what a checkpoint holds beside its arrays."""
+    return _read_torch(path, tensors=False) if path.suffix == ".pt" else _read_arrays(path, ["notes"])[1]
+
+
 def _notes(run, step: int) -> dict:
     flags = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(run.config).items()}
     del flags["out"]  # the folder may be renamed later
-    return {"config": flags, "step": step, "run": run.state()}
+    return {"config": flags, "step": step, "run": run.state(), "torchrun": RUN_ID}
 
 
 def _config(kind, flags: dict):
     """Return saved flags as the dataclass `kind`; raises ValueError or KeyError where one is missing or wrong."""
     values = {}
     for field in fields(kind):
-        if field.name in ("out", "resume", "overwrite"):  # of the new command
+        if field.name in ("out", "resume", "overwrite", "profile"):  # of the new command
             continue
-        value = (
-            flags[field.name] if field.name in flags or field.name != "text" else None
-        )  # exercise 17 has no such flag
-        default = field.default
+        if field.name not in flags and field.name not in SIZES:  # newer than the checkpoint, or of one exercise alone
+            continue
+        value, default = flags[field.name], field.default
         if isinstance(default, Path) or (default is None and isinstance(value, str)):
             value = Path(value)
         like = field.type if default is None else type(default)

@@ -46,6 +46,7 @@ def read(data: Path | None = None, whole: bool = False, val_share: float | None 
 
     The documents are those of the file or folder `data`; without it, those of OpenWebText, of its first file of 80 or
     of the `whole` set. The share `val_share` of them is for validation; None is 0.0005, or 0.02 of fewer than 100,000.
+    A folder `data` that has nanoGPT's train.bin and val.bin is read as it is, once all their token ids are checked.
     Tokens of an earlier call are used again; if several processes ask at once, one works and the others wait. With
     `dry_run` the tokens are random, and nothing is read. Raises DataError if anything is missing or damaged.
     """
@@ -54,12 +55,15 @@ def read(data: Path | None = None, whole: bool = False, val_share: float | None 
     if dry_run:
         tokens = np.random.default_rng(0).integers(0, 256, 600_000, np.uint16)
         return tokens[:-5_000], tokens[-5_000:], encoding(dry_run)
-    folder = data_dir() / "openwebtext" / _name(data, whole, val_share)
+    given = data is not None and (data / "train.bin").exists() and (data / "val.bin").exists()
+    folder = data if given else data_dir() / "openwebtext" / _name(data, whole, val_share)
     try:
         if not _is_prepared(folder):  # if it is, the folder need not be writable
             folder.mkdir(parents=True, exist_ok=True)
             with FileLock(folder / ".lock"):
-                if not _is_prepared(folder):  # no other process was quicker
+                if given and not _is_prepared(folder):
+                    count_tokens(folder)
+                elif not _is_prepared(folder):  # no other process was quicker
                     if (folder / "tokens.json").exists():
                         print(f"the tokens in {folder} are damaged: they are made again", flush=True)
                     prepare(folder, load_documents(data, whole), val_share, whole and data is None)
@@ -70,7 +74,7 @@ def read(data: Path | None = None, whole: bool = False, val_share: float | None 
 
 
 def encoding(dry_run: bool = False):
-    """Return GPT-2's encoding of texts, with 50,257 tokens (tiktoken's); with `dry_run` one whose tokens are bytes.
+    """Return GPT-2's encoding of texts, with 50,257 tokens (tiktoken's); with `dry_run` one of bytes.
 
     tiktoken downloads it, 1.5 MB, into $TIKTOKEN_CACHE_DIR, here by default into data/tiktoken_cache, and verifies it.
     """
@@ -78,7 +82,8 @@ def encoding(dry_run: bool = False):
 
     if dry_run:
         ranks = {bytes([byte]): byte for byte in range(256)}
-        return tiktoken.Encoding("bytes", pat_str=r"[\s\S]", mergeable_ranks=ranks, special_tokens={})
+        special = {"<|endoftext|>": 256}
+        return tiktoken.Encoding("bytes", pat_str=r"[\s\S]", mergeable_ranks=ranks, special_tokens=special)
     os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(data_dir() / "tiktoken_cache"))
     try:
         return tiktoken.get_encoding("gpt2")
@@ -196,6 +201,20 @@ def prepare(folder: Path, documents, val_share: float | None, whole: bool) -> No
     write_json(folder / "tokens.json", counts)
 
 
+def count_tokens(folder: Path) -> None:
+    """Write tokens.json for a folder's train.bin and val.bin; DataError if they do not hold GPT-2's token ids."""
+    counts = {}
+    for path in (folder / "train.bin", folder / "val.bin"):
+        if path.stat().st_size % 2 or not path.stat().st_size or (folder / "meta.pkl").exists():
+            raise DataError(f"{path} does not hold GPT-2's tokens as 16-bit numbers: give another folder with --data")
+        print(f"checking {path}", flush=True)
+        tokens = np.memmap(path, np.uint16, "r")
+        for start in range(0, len(tokens), 10_000_000):
+            _check(tokens[start : start + 10_000_000], path)
+        counts[path.stem] = len(tokens)
+    write_json(folder / "tokens.json", counts)
+
+
 def tokenise(documents, path: Path) -> int:
     """Write the tokens of documents, in their order, as uint16 to a file, and return how many there are.
 
@@ -271,7 +290,7 @@ def windows(tokens: np.ndarray, offsets: list[int], size: int) -> np.ndarray:
 
 def _check(tokens: np.ndarray, path: Path) -> None:
     if (most := tokens.max()) > END_OF_TEXT:
-        raise DataError(f"{path} holds {most}, above the largest token id {END_OF_TEXT}: delete its folder, run again")
+        raise DataError(f"{path} holds {most}, above the largest token id {END_OF_TEXT}: delete it, and make it again")
 
 
 def write_json(path: Path, content: dict) -> None:

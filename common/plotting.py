@@ -23,20 +23,46 @@ CLASSES = ("#4878a8", "#e8963a", "#5a9e6f", "#b05fa3", "#8c6d4f", "#d1495b", "#6
 LABELS = {"all": "all samples", "test": "test set", "validation": "validation set"}
 
 
-def draw(outs: Positional[tuple[Path, ...]], picture: Path | None = None) -> None:
+def draw(outs: Positional[tuple[Path, ...]], picture: Path | None = None, tensorboard: bool = False) -> None:
     """Draw the loss.png of each run, finished or not, in its folder; or, with --picture, all runs in one picture.
 
-    For the command line: `python -m common.plotting OUT`. Raises UserError as the two functions that it calls do.
+    With --tensorboard write what TensorBoard shows. For the command line: `python -m common.plotting OUT`. Raises
+    UserError as the functions that it calls do.
     """
     if picture is not None:
         plot_runs(outs, picture)
     for out in outs if picture is None else ():
-        plot_loss(out, "")
-        print(out / "loss.png")
+        if tensorboard:
+            write_tensorboard(out)
+        else:
+            plot_loss(out, "")
+        print(out / ("tensorboard" if tensorboard else "loss.png"))
+
+
+def write_tensorboard(out: Path) -> None:
+    """Write out/metrics.csv to out/tensorboard as TensorBoard's events, in place of those written before.
+
+    Raises UserError if there is no such run, or if TensorBoard is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError("TensorBoard is not installed: pip install tensorboard") from None
+    try:
+        series = _read_metrics(out / "metrics.csv")
+    except FileNotFoundError as error:
+        raise UserError(f"there is no {error.filename}: give the --out of a run, finished or interrupted") from None
+    for events in out.glob("tensorboard/events.out.tfevents.*"):
+        events.unlink()
+    with SummaryWriter(out / "tensorboard") as writer:
+        for (split, metric), rows in series.items():
+            for step, value in zip(*rows):
+                writer.add_scalar(f"{metric}/{split}", value, step)
 
 
 def plot_loss(out: Path, unit: str, log: str = "") -> None:
-    """Draw out/loss.png from out/metrics.csv and out/result.json: loss over steps and, where recorded, error rate.
+    """Draw out/loss.png from out/metrics.csv and out/result.json: loss over steps and, where recorded, error rate,
+    gradient norm and learning rate.
 
     For an interrupted run, out/run.json is read instead of result.json. `unit` names what the loss is measured in;
     `log` says which axes are logarithmic: "", "x", "y" or "xy". The training
@@ -47,7 +73,7 @@ def plot_loss(out: Path, unit: str, log: str = "") -> None:
         series, result = _read_metrics(out / "metrics.csv"), _read_result(out)
     except FileNotFoundError as error:
         raise UserError(f"there is no {error.filename}: give the --out of a run, finished or interrupted") from None
-    names = [name for name in ("loss", "accuracy") if any(name == metric for _, metric in series)]
+    names = [name for name in ("loss", "grad_norm", "accuracy") if any(name == metric for _, metric in series)]
     figure = Figure(figsize=(7 * len(names), 5), dpi=120, layout="constrained")
     for ax, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names):
         for (split, metric), (steps, values) in series.items():
@@ -58,6 +84,12 @@ def plot_loss(out: Path, unit: str, log: str = "") -> None:
             _mark_overfitting(ax, series.get(("validation", "loss")))
             ax.set_ylabel(f"loss ({unit})" if unit else "loss")
             ax.set_yscale("log" if "y" in log else "linear")
+        elif name == "grad_norm":
+            ax.set(ylabel="norm of the gradient, before clipping", yscale="log")
+            right = ax.twinx()
+            right.plot(*series["train", "lr"], color=EVALUATION, linewidth=1.2)
+            right.set_ylabel("learning rate", color=EVALUATION)
+            right.set_ylim(bottom=0)
         else:
             ax.set_ylabel("error (% of samples)")
             if all(values.max() < 1 for (_, metric), (_, values) in series.items() if metric == name):

@@ -10,13 +10,29 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
+from typing import Annotated, Literal
 
 from common import UserError, leave_at_once
+
+from tyro.constructors import PrimitiveConstructorSpec
 
 LARGEST = (2 - 2**-23) * 2.0**127  # of float32, 3.4e38
 LARGEST_INT = 2**53  # every library takes it
 OUT_OF_MEMORY = ("out of memory", "allocate memory", "not enough memory", "size calculation overflowed", "is too big")
 NO_OUTPUT = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # why a print fails
+
+
+def _resume_from(words: list[str]) -> str:
+    if len(words) > 1 or not set(words) <= {"yes", "no", "auto"}:
+        raise ValueError("give yes, no or auto, or no value for yes")
+    return words[0] if words else "yes"
+
+
+# The flag --resume, which can be given without a value.
+Resume = Annotated[
+    Literal["no", "yes", "auto"],
+    PrimitiveConstructorSpec("*", "[yes|no|auto]", _resume_from, lambda value: isinstance(value, str), lambda v: [v]),
+]
 
 
 class Terminated(BaseException):
@@ -126,7 +142,7 @@ def exit_code() -> int:
 def check_config(config, **ranges: float | tuple[float, float]) -> None:
     """Raise ValueError, which the command line shows as one sentence, unless every number in the config is in range.
 
-    A number must be above 0 and fit into float32, a whole one below 2**53; a seed must not be negative. `ranges` gives,
+    A number must be above 0 and fit into float32, a whole one below 2**53; seed and profile may be 0. `ranges` gives,
     by name, another minimum, or a minimum and a maximum. A path must not be empty.
     """
     for name, value in vars(config).items():
@@ -135,7 +151,7 @@ def check_config(config, **ranges: float | tuple[float, float]) -> None:
             raise ValueError(f'{flag} is empty: name a folder, "$PWD" for the current one')
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
-        least = {"seed": 0, **ranges}.get(name)
+        least = {"seed": 0, "profile": 0, **ranges}.get(name)
         most = LARGEST_INT if isinstance(value, int) else LARGEST
         if isinstance(least, tuple):
             least, most = least

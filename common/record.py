@@ -30,7 +30,7 @@ BAR = "{percentage:3.0f} % of {total_fmt} steps, {remaining} left{postfix}"
 PROGRESS_LINES = 20  # of a run whose output is not a terminal; a long run prints more, one per minute
 PICTURES = ("regions.png", "features.png", "attention.png", "loss.png")
 HISTORY = ("samples.txt", "metrics.csv")  # a resumed run keeps the part that is older than its checkpoint
-RUN_FILES = (*PICTURES, "result.json", "run.json", *CHECKPOINTS, *HISTORY)  # a run starts these anew
+RUN_FILES = (*PICTURES, "trace.json.gz", "result.json", "run.json", *CHECKPOINTS, *HISTORY)  # a run starts these anew
 DEAR = 600  # a checkpoint that took more seconds is replaced only with --overwrite
 LIBRARIES = ("numpy", "torch", "jax", "optax", "datasets", "tiktoken")
 
@@ -140,8 +140,7 @@ class Run:
         seconds = earlier.get("seconds", math.inf)
         if dear and seconds > DEAR and not getattr(self.config, "overwrite", False):
             took = f"took {seconds / 60:,.0f} minutes" if seconds < math.inf else "may have taken long"
-            go_on = "--resume yes" if isinstance(getattr(self.config, "resume", False), str) else "--resume"
-            advice = f"continue it with {go_on}, choose another --out DIR, or replace it with --overwrite"
+            advice = "continue it with --resume, choose another --out DIR, or replace it with --overwrite"
             raise UserError(f"{self.out / dear[0]} {took}, and a new run would replace it: {advice}")
 
     def __exit__(self, kind, error, traceback) -> None:
@@ -200,9 +199,9 @@ class Run:
         wait. Raises UserError if a value is not finite (that row is not written) or if the disk is full.
         """
         self._waiting.append((step, split, metrics))
-        if not all(map(_on_device, metrics.values())):
+        if not any(map(_on_device, metrics.values())):
             self._record_waiting()
-        elif sum(math.prod(value.shape) for *_, row in self._waiting[:-1] for value in row.values()) >= 10:
+        elif sum(math.prod(row[0].shape) for row in (list(row.values()) for *_, row in self._waiting[:-1])) >= 10:
             self._record_waiting(newest=False)
 
     def _record_waiting(self, newest: bool = True) -> None:

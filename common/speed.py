@@ -1,7 +1,12 @@
 """How fast a training is: tokens per second, MFU, the peak of the chip, and a compiled model where that works."""
 
+import shutil
 import sys
 import time
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 PEAKS = {  # TFLOP/s of dense bfloat16 matrix products, from NVIDIA's data sheets, by a part of the GPU's name
     **{"B200": 2250, "H200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "A100": 312},
@@ -69,6 +74,31 @@ def progress(
     shown = {"tokens/s": rate, "hours left": left * tokens / rate / 3600}
     shown |= {"MFU %": rate * flops_per_token / 1e10 / peak / devices} if peak else {}
     return shown | ({"GB": torch.cuda.max_memory_allocated() / 1e9} if device.type == "cuda" else {})
+
+
+def profiled(run, steps: Iterable[int]) -> Iterator[int]:
+    """Yield the steps; of `run.config.profile` of them, from the third on, write a trace to trace.json.gz in `run.out`.
+
+    torch.profiler makes it or, in a program that imports JAX, jax.profiler; ui.perfetto.dev opens it.
+    """
+    steps, count = iter(steps), 0 if run.quiet else run.config.profile
+    yield from islice(steps, 2 if count else 0)  # in which memory is allocated, and kernels are chosen
+    if count and hasattr(sys.modules[type(run.config).__module__], "jax"):
+        import jax
+
+        with TemporaryDirectory() as folder:
+            with jax.profiler.trace(folder, create_perfetto_trace=True):
+                yield from islice(steps, count)
+                jax.block_until_ready(jax.live_arrays())  # what was handed to the device belongs to the trace
+            (trace,) = Path(folder).rglob("perfetto_trace.json.gz")
+            shutil.move(trace, run.out / "trace.json.gz")
+    elif count:
+        import torch
+
+        with torch.profiler.profile() as trace:
+            yield from islice(steps, count)
+        trace.export_chrome_trace(str(run.out / "trace.json.gz"))
+    yield from steps
 
 
 def chip(device) -> tuple[str, int | None]:

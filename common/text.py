@@ -22,7 +22,7 @@ def read(path: Path) -> str:
     try:
         content = path.read_text(encoding="utf-8").replace("\ufeff", "")
     except OSError as error:
-        raise DataError(f"cannot read the text {path}: {error.strerror or error}; name another --text") from None
+        raise DataError(f"cannot read the text {path}: {error.strerror or error}; name another file") from None
     except UnicodeDecodeError as error:
         if error.object.startswith(b"\x1f\x8b"):
             raise DataError(f"{path} is a gzip file, not UTF-8 text: unpack it first") from None

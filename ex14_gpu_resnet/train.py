@@ -21,7 +21,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-from common import UserError, data
+from common import UserError, data, speed
 from common.plotting import plot_loss
 from common.program import check_config, clean_exit, jax_device
 from common.record import DRY_RUN_STEPS, Run
@@ -53,6 +53,7 @@ class Config:
     eval_every: int = 468  # steps between two evaluations on the test set
     steps_per_call: int = 1  # training steps per call of the compiled program
     seeds: int = 1  # number of runs, with seeds --seed, --seed + 1, …; metrics.csv has the first run's history
+    profile: int = 0  # calls to write a trace of (trace.json.gz, for ui.perfetto.dev), from the third on; 0: none
     seed: int = 0  # random seed
     device: Literal["auto", "cpu", "cuda"] = "auto"  # device to compute on; auto is a GPU where there is one
     out: Path = Path(__file__).parent / "out"  # folder for the files that the run writes
@@ -287,7 +288,7 @@ def train(config, seed, run, program, x, y, x_test, y_test):
     state = params, batch_stats, optimizer.init(params)
     seconds = 0.0
     start = time.perf_counter()
-    for step in islice(run.steps(config.steps), 0, None, config.steps_per_call):
+    for step in speed.profiled(run, islice(run.steps(config.steps), 0, None, config.steps_per_call)):
         if step % config.eval_every < config.steps_per_call:  # evaluation time is not counted
             jax.block_until_ready(state)
             seconds += time.perf_counter() - start

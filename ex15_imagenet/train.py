@@ -23,9 +23,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-from common import UserError, checkpoint, imagenet
+from common import UserError, checkpoint, imagenet, speed
 from common.plotting import plot_loss
-from common.program import Terminated, check_config, clean_exit, jax_device, terminated
+from common.program import Resume, Terminated, check_config, clean_exit, jax_device, terminated
 from common.record import DRY_RUN_STEPS, Run
 
 import jax
@@ -57,7 +57,8 @@ class Config:
     steps: int | None = None  # training steps, instead of --epochs
     learning_rate: float = 0.1  # peak learning rate, after a linear warm-up; it decays to 0 along a half cosine
     eval_every: int | None = None  # steps between validations, each with a checkpoint; None: an epoch, at most 20
-    resume: bool = False  # continue from the checkpoint in --out; flags that you do not give are the checkpoint's
+    resume: Resume = "auto"  # continue from the checkpoint in --out, with its flags; auto: if of one --rdzv-id
+    profile: int = 0  # steps to write a trace of (trace.json.gz, for ui.perfetto.dev), from the third on; 0: none
     overwrite: bool = False  # replace the checkpoints in --out even if they took more than ten minutes
     seed: int = 0  # random seed
     device: Literal["auto", "cpu", "cuda"] = "auto"  # device to compute on; auto is a GPU where there is one
@@ -74,7 +75,7 @@ def preset(flags):
     """Return the defaults of all flags: those of the checkpoint to resume, or those above, or on a GPU ResNet-50's."""
     if flags.epochs and flags.steps and not flags.dry_run:
         raise UserError("--epochs and --steps both say how long to train: give one of them")
-    if flags.resume:
+    if checkpoint.should_resume(flags.resume, flags.out / "checkpoint.npz"):
         config = checkpoint.load_flags(Config, flags.out / "checkpoint.npz")
         return replace(config, steps=None, eval_every=None) if flags.epochs else config
     if jax_device(flags.device).platform == "cpu":
@@ -278,7 +279,7 @@ def train(config, seed, x, x_val, device, rows, whole):
     mean = jax.tree.map(jnp.copy, (params, batch_stats))  # the moving average of both
     state = params, batch_stats, optimizer.init(params), mean
     first, resumed = 0, None
-    if config.resume:
+    if checkpoint.should_resume(config.resume, config.out / "checkpoint.npz"):
         state, first, resumed = checkpoint.resume_jax(config, state)
     state = jax.device_put(state, whole)
     indices = islice(enumerate(minibatches), first, max(config.steps, first + 1))  # yields (step, (B,))
@@ -290,7 +291,7 @@ def train(config, seed, x, x_val, device, rows, whole):
         waited, since = 0.0, first  # milliseconds are shown as means since the last evaluation
         seconds = 0.0
         start = time.perf_counter()
-        for step in run.steps(config.steps, first):
+        for step in speed.profiled(run, run.steps(config.steps, first)):
             stop = terminated()
             if step % config.eval_every == 0 or stop:
                 jax.block_until_ready(state)

@@ -1,20 +1,21 @@
-"""Import GPT-2's weights into exercise 16, and export its models, as files of Hugging Face's transformers.
+"""Start from GPT-2's weights, or a trained model's, in exercise 17 or 16, and export models for Hugging Face.
 
-    python ex16_gpu_nanogpt/pretrained.py --init-from gpt2 --weights path/to/gpt2
-    python ex16_gpu_nanogpt/sample.py --checkpoint ex16_gpu_nanogpt/out/gpt2.pt --prompt "The meaning of life is"
-    python ex16_gpu_nanogpt/pretrained.py --export path/to/folder
+    python ex16_gpu_nanogpt/pretrained.py --init-from path/to/gpt2 --save runs/finetune/checkpoint.pt
+    python ex17_ddp_openwebtext/train.py --resume --out runs/finetune --data path/to/documents.txt
+    python ex16_gpu_nanogpt/pretrained.py --init-from ex16_gpu_nanogpt/out/best.pt --export path/to/folder
 
-The first takes a local copy of huggingface.co/openai-community/gpt2 (its model.safetensors, 548 MB) and writes a
-checkpoint that sample.py reads. The last writes a trained model as transformers' GPT2LMHeadModel.from_pretrained reads
-it. GPT-2 stores its matrices transposed; apart from that only the names differ.
+The first takes a local copy of huggingface.co/openai-community/gpt2 (or -medium, -large, -xl: config.json and
+model.safetensors) and writes a checkpoint of step 0: these weights, and an optimizer that has seen nothing. train.py
+goes on from it as from any other. The last writes a model that transformers' GPT2LMHeadModel.from_pretrained reads.
+GPT-2 stores its matrices transposed; apart from that only the names differ.
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from common import UserError, checkpoint
+from common.openwebtext import END_OF_TEXT
 from common.program import clean_exit
 
 import torch
@@ -24,7 +25,6 @@ from safetensors.torch import load_file, save_file
 from train import Config as TrainConfig
 from train import Transformer
 
-SHAPES = {"gpt2": (12, 12, 768), "gpt2-medium": (24, 16, 1024), "gpt2-large": (36, 20, 1280), "gpt2-xl": (48, 25, 1600)}
 NAMES = {  # of the modules: ours, theirs
     "embedding": "wte",
     "positions": "wpe",
@@ -42,10 +42,8 @@ NAMES = {  # of the modules: ours, theirs
 
 @dataclass
 class Config:
-    init_from: Literal["none", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"] = "none"  # OpenAI's model to import
-    weights: Path | None = None  # folder of that model from Hugging Face, or its safetensors file
-    checkpoint: Path = Path(__file__).parent / "out" / "best.pt"  # model to export if --init-from is none
-    save: Path = Path(__file__).parent / "out" / "gpt2.pt"  # file to write the imported model to
+    init_from: Path = Path(__file__).parent / "out" / "best.pt"  # folder or safetensors file of a GPT-2, or checkpoint
+    save: Path | None = None  # file to write a checkpoint of step 0 to; training goes on from FOLDER/checkpoint.pt
     export: Path | None = None  # folder to write the model to, for transformers
 
 
@@ -81,7 +79,7 @@ def from_hugging_face(path, heads=None):
         model.load_state_dict(state | {"head.weight": state["embedding.weight"]})
     except FileNotFoundError as error:
         raise UserError(
-            f"there is no {error.filename or file}: give --weights a folder with model.safetensors, for example from "
+            f"there is no {error.filename or file}: give --init-from a folder with model.safetensors, as of "
             "huggingface.co/openai-community/gpt2"
         ) from None
     except (SafetensorError, KeyError, ValueError, RuntimeError, OSError):
@@ -89,12 +87,18 @@ def from_hugging_face(path, heads=None):
     return config, model
 
 
-def to_hugging_face(config, model, folder):
+def to_hugging_face(model, vocab, folder):
     """Write config.json and model.safetensors, which transformers reads as a GPT2LMHeadModel, into a folder.
 
-    A model without biases gets biases of 0. Raises UserError if the folder cannot be written to.
+    A model without biases gets biases of 0. Where `vocab` is None, for GPT-2's tokens, the tokens that pad exercise
+    17's vocabulary are left out, since GPT-2's tokenizer cannot decode them. Raises UserError if the folder cannot be
+    written to.
     """
     state = model.state_dict()
+    if vocab is None:
+        state["embedding.weight"] = state["embedding.weight"][: END_OF_TEXT + 1]
+    positions, channels = state["positions.weight"].shape
+    end = END_OF_TEXT if len(state["embedding.weight"]) > END_OF_TEXT else None
     for name in [name for name in state if name.endswith(".weight")]:
         if "norm" in name or transposed(name):
             state.setdefault(name.replace(".weight", ".bias"), torch.zeros(len(state[name])))
@@ -107,13 +111,13 @@ def to_hugging_face(config, model, folder):
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
         "activation_function": "gelu_new",
-        "vocab_size": len(model.embedding.weight),
-        "n_positions": config.block_size,
-        "n_embd": config.channels,
-        "n_layer": config.layers,
-        "n_head": config.heads,
-        "bos_token_id": None,
-        "eos_token_id": None,
+        "vocab_size": len(state["embedding.weight"]),
+        "n_positions": positions,
+        "n_embd": channels,
+        "n_layer": len(model.blocks),
+        "n_head": model.blocks[0].attention.heads,
+        "bos_token_id": end,
+        "eos_token_id": end,
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -123,26 +127,40 @@ def to_hugging_face(config, model, folder):
         raise UserError(f"cannot write to the folder {folder} ({error}): choose another with --export") from None
 
 
+def load_model(path):
+    """Return a model, its vocabulary (None: GPT-2's tokens) and its flags, of GPT-2's weights or of a checkpoint.
+
+    Raises UserError as `from_hugging_face` and `checkpoint.read_torch` do.
+    """
+    if path.is_dir() or path.suffix == ".safetensors":
+        config, model = from_hugging_face(path)
+        vocab, flags = None, {name: getattr(config, name) for name in (*checkpoint.SIZES, "bias")}
+        return model, vocab, flags | {"vocab_size": len(model.embedding.weight)}
+    saved = checkpoint.read_torch(TrainConfig, path)
+    model = Transformer(saved["config"], len(saved["model"]["embedding.weight"]))
+    model.load_state_dict(saved["model"])
+    return model, saved["vocab"], saved["flags"]
+
+
+def save_step_0(model, vocab, flags, path):
+    """Write a checkpoint that train.py resumes at step 0; UserError where it would replace that of a run."""
+    if path.exists() and checkpoint.read_torch(TrainConfig, path).get("step"):
+        raise UserError(f"{path} is the checkpoint of a run: name another file with --save")
+    state = {"config": flags, "vocab": vocab, "model": model.state_dict(), "step": 0, "rng": torch.get_rng_state()}
+    state |= {"optimizers": [{}] * (2 if flags.get("muon") else 1), "cuda_rng": []}
+    checkpoint.write_torch(state | {"run": {"sizes": {}, "latest": {}, "least": {}, "seconds": 0.0}}, path)
+
+
 def main(config: Config) -> None:
-    if config.init_from == "none" and not config.export:
-        raise UserError("nothing to do: give --init-from and --weights, or --export, or all of them")
-    if config.init_from == "none":
-        saved = checkpoint.read_torch(TrainConfig, config.checkpoint)
-        shape = saved["config"]
-        model = Transformer(shape, len(saved["model"]["embedding.weight"]))
-        model.load_state_dict(saved["model"])
-    else:
-        if config.weights is None:
-            raise UserError(f"--weights must name a local copy of huggingface.co/openai-community/{config.init_from}")
-        shape, model = from_hugging_face(config.weights)
-        found = (shape.layers, shape.heads, shape.channels)
-        if found != SHAPES[config.init_from]:
-            raise UserError(f"{config.weights} has layers, heads and channels {found}, not {SHAPES[config.init_from]}")
-        flags = {name: value for name, value in asdict(shape).items() if name != "out"}
-        checkpoint.write_torch({"config": flags, "vocab": None, "model": model.state_dict()}, config.save)
-        print(f"{config.save}: {sum(param.numel() for param in model.parameters()):,} parameters")
+    if not config.save and not config.export:
+        raise UserError("nothing to do: give --save FILE, or --export FOLDER, or both")
+    model, vocab, flags = load_model(config.init_from)
+    print(f"{config.init_from}: {sum(param.numel() for param in model.parameters()):,} parameters")
+    if config.save:
+        save_step_0(model, vocab, flags, config.save)
+        print(f"{config.save}: a checkpoint of step 0")
     if config.export:
-        to_hugging_face(shape, model, config.export)
+        to_hugging_face(model, vocab, config.export)
         print(f"{config.export}: for transformers' GPT2LMHeadModel.from_pretrained")
 
 

@@ -1,6 +1,7 @@
-"""Generate text with a model that exercise 16 has trained; each token appears as soon as it is drawn.
+"""Generate text with a model of exercise 16 or 17, or with GPT-2; each token appears as soon as it is drawn.
 
     python ex16_gpu_nanogpt/sample.py --prompt "JULIET:\\n" --max-new-tokens 500 --number 3
+    python ex16_gpu_nanogpt/sample.py --checkpoint path/to/gpt2 --prompt "The meaning of life is" --stop
 
 train.py's `sample` passes all tokens through the model for every new one. Here the keys and values of the earlier ones
 are kept (a key-value cache), and only the new token passes through: the result is the same, and comes sooner. A model
@@ -14,22 +15,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from common import UserError, checkpoint, openwebtext
+from common import UserError, openwebtext, text
 from common.program import check_config, clean_exit, torch_device
 
+import pretrained
 import torch
 import torch.nn.functional as F
 import tyro
 from torch import nn
-from train import Config as TrainConfig
-from train import Transformer, draw, encode
+from train import draw, encode
 
 
 @dataclass
 class Config:
-    checkpoint: Path = Path(__file__).parent / "out" / "best.pt"  # best.pt has the least validation loss of its run
-    prompt: str = "\n"  # text that the samples continue; \n is a line break
+    checkpoint: Path = Path(__file__).parent / "out" / "best.pt"  # model: a checkpoint, or a folder from Hugging Face
+    prompt: str | None = None  # text that the samples continue; None: <|endoftext|>, or for characters a line break, \n
+    prompt_file: Path | None = None  # file with that text, instead
     max_new_tokens: int = 500  # tokens per generated sample: characters, or GPT-2's tokens
+    stop: bool = False  # end a sample at <|endoftext|>
     number: int = 1  # number of samples to generate
     temperature: float = 0.8  # sampling temperature: the logits are divided by it; 0: always the likeliest token
     top_k: int = 0  # top-k sampling: draw from the k likeliest tokens only; 0: from all
@@ -40,16 +43,16 @@ class Config:
 
     def __post_init__(self):
         check_config(self, temperature=0, top_k=0, top_p=(0.01, 1))
+        if self.prompt is not None and self.prompt_file:
+            raise ValueError("--prompt and --prompt-file both give the text to continue: leave one of them out")
 
 
 def load_model(path, device):
-    """Return the model of a checkpoint, in evaluation mode, and its vocabulary; None is GPT-2's."""
-    saved = checkpoint.read_torch(TrainConfig, path)
-    model = Transformer(saved["config"], len(saved["model"]["embedding.weight"]))
-    model.load_state_dict(saved["model"])
-    if saved["vocab"] is None:  # exercise 17's table is padded beyond GPT-2's tokens
-        model.embedding.weight = model.head.weight = nn.Parameter(model.head.weight[:50_257])
-    return model.to(device).eval(), saved["vocab"]
+    """Return the model of a checkpoint or of Hugging Face, for evaluation, and its vocabulary; None is GPT-2's."""
+    model, vocab, _ = pretrained.load_model(path)
+    if vocab is None:  # exercise 17's table is padded beyond GPT-2's tokens
+        model.embedding.weight = model.head.weight = nn.Parameter(model.head.weight[: openwebtext.END_OF_TEXT + 1])
+    return model.to(device).eval(), vocab
 
 
 def first_in_view(n, size):
@@ -103,27 +106,40 @@ def codec(vocab):
     if vocab is not None:
         return lambda text: encode(text, vocab), lambda token: vocab[token].encode()
     gpt2 = openwebtext.encoding()
-    return lambda text: torch.tensor(gpt2.encode_ordinary(text)), gpt2.decode_single_token_bytes
+
+    def to_tokens(text):  # an empty one is the start of a document
+        return torch.tensor(gpt2.encode(text, allowed_special="all") or [gpt2.eot_token])
+
+    return to_tokens, gpt2.decode_single_token_bytes
 
 
 def main(config: Config) -> None:
     device = torch_device(config.device)
     model, vocab = load_model(config.checkpoint, device)
     to_tokens, to_bytes = codec(vocab)
-    if not config.prompt:
-        raise UserError("--prompt is empty: give it a character or more")
-    tokens = to_tokens(config.prompt.replace("\\n", "\n")).to(device)  # (L,)
+    prompt = "" if vocab is None else "\n"
+    if config.prompt is not None:
+        prompt = config.prompt.replace("\\n", "\n")
+    if config.prompt_file:
+        prompt = text.read(config.prompt_file)
+    if vocab is not None and (not prompt or config.stop):
+        flag = "--stop" if prompt else "an empty --prompt"
+        raise UserError(f"a model of characters has no <|endoftext|>, so it cannot take {flag}: leave it out")
+    tokens = to_tokens(prompt).to(device)  # (L,)
     if config.top_k > len(model.embedding.weight):
         raise UserError(f"--top-k {config.top_k} is larger than the vocabulary ({len(model.embedding.weight)} tokens)")
-    start = time.perf_counter()
+    drawn, start = 0, time.perf_counter()
     for number in range(config.number):
         decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a token may end in the middle of a character
         print(f"--- sample {number + 1}")
-        print(config.prompt.replace("\\n", "\n"), end="", flush=True)
+        print(prompt, end="", flush=True)
         for _, token in zip(range(config.max_new_tokens), generate(model, tokens, config, config.seed + number)):
+            drawn += 1
+            if config.stop and token == openwebtext.END_OF_TEXT:
+                break
             print(decoder.decode(to_bytes(token.item())), end="", flush=True)
         print()
-    rate = config.number * config.max_new_tokens / (time.perf_counter() - start)
+    rate = drawn / (time.perf_counter() - start)
     print(f"{rate:,.0f} tokens/s on {device}, {'with' if config.cache else 'without'} the cache", file=sys.stderr)
 
 

@@ -5,7 +5,8 @@ Changes from ex13:
 - Tokens are single characters, split as in nanoGPT, whose settings are presets beside better ones (--preset).
 - Made for a GPU: the text stays there, attention and AdamW are one fused kernel each, the model is compiled and
   multiplies in bfloat16, and the loop does not wait for the loss.
-- What nanoGPT trains with: weight decay on matrices only, gradient clipping, a learning rate that ends above 0.
+- What nanoGPT trains with: weight decay on matrices only, gradient clipping, a learning rate that ends above 0; and
+  optionally Muon for the matrices (--muon).
 - The batches follow from the seed, and a checkpoint holds all else: --resume continues exactly where the run stopped.
 
     python ex16_gpu_nanogpt/train.py
@@ -21,7 +22,7 @@ from typing import Literal
 
 from common import UserError, checkpoint, data, speed, text
 from common.plotting import plot_loss
-from common.program import Terminated, check_config, clean_exit, terminated, torch_device
+from common.program import Resume, Terminated, check_config, clean_exit, terminated, torch_device
 from common.record import DRY_RUN_STEPS, Run
 
 import numpy as np
@@ -48,9 +49,14 @@ class Config:
     warmup_steps: int = 100  # steps of linear warm-up of the learning rate; then it decays along a half cosine
     decay_to: float = 0.1  # final learning rate, as a share of --learning-rate
     weight_decay: float = 0.1  # weight decay of AdamW, on matrices only
+    beta1: float = 0.9  # AdamW's decay of the running mean of the gradients
+    beta2: float = 0.99  # AdamW's decay of the running mean of their squares
+    grad_clip: float = 1.0  # gradient clipping: largest norm of all gradients together; 0: none
+    muon: bool = False  # Muon instead of AdamW for the matrices in the blocks
     compile: bool = False  # compile the model first (torch.compile), which takes up to a minute
     eval_every: int = 250  # steps between two evaluations on the validation set, each with a sample and a checkpoint
-    resume: bool = False  # continue from the checkpoint in --out; flags that you do not give are the checkpoint's
+    resume: Resume = "auto"  # continue from the checkpoint in --out, with its flags; auto: if of one --rdzv-id
+    profile: int = 0  # steps to write a trace of (trace.json.gz, for ui.perfetto.dev), from the third on; 0: none
     overwrite: bool = False  # replace the checkpoints in --out even if they took more than ten minutes
     prompt: str = "ROMEO:\n"  # text that the generated samples continue
     max_new_tokens: int = 100  # tokens per generated sample
@@ -64,7 +70,8 @@ class Config:
     dry_run: bool = False  # only three steps, to check that everything works
 
     def __post_init__(self):
-        check_config(self, dropout=(0, 0.99), weight_decay=0, temperature=0, top_k=0, top_p=(0.01, 1), decay_to=(0, 1))
+        ranges = {"dropout": (0, 0.99), "beta1": (0, 0.99999), "beta2": (0, 0.99999), "decay_to": (0, 1)}
+        check_config(self, **ranges, weight_decay=0, grad_clip=0, temperature=0, top_k=0, top_p=(0.01, 1))
         if self.channels % self.heads:
             raise ValueError(f"--channels {self.channels} must be a multiple of --heads {self.heads}")
         if self.dry_run:
@@ -80,9 +87,9 @@ PRESETS = {  # what differs from the defaults above, which are nanoGPT's for a l
 }
 
 
-def defaults(preset: Preset = "auto", resume: bool = False, device: str = "auto", out: Path = Config.out) -> Config:
+def defaults(preset: Preset = "auto", resume: Resume = "auto", device: str = "auto", out: Path = Config.out) -> Config:
     """Return what the flags are by default: the preset's values, or those of the checkpoint to go on from."""
-    if resume:
+    if checkpoint.should_resume(resume, out / "checkpoint.pt"):
         return checkpoint.load_flags(Config, out / "checkpoint.pt", preset)
     if preset == "auto":
         preset = "nanogpt" if torch.cuda.is_available() and device in ("auto", "cuda") else "nanogpt-cpu"
@@ -258,12 +265,19 @@ def learning_rate(config, step):
     return config.learning_rate * warmup * (config.decay_to + (1 - config.decay_to) * cosine)
 
 
-def make_optimizer(config, model):
-    """Return AdamW as one kernel, with weight decay on matrices alone: the scale of a layer norm should stay near 1."""
-    matrices = [param for param in model.parameters() if param.ndim >= 2]
+def make_optimizers(config, model):
+    """Return AdamW as one kernel, with weight decay on matrices alone, and Muon, if wanted, for those in the blocks.
+
+    Muon (Jordan 2024) makes the step of a matrix orthogonal, so that it moves all directions by the same length. Scaled
+    like AdamW's (Liu et al. 2025, arXiv 2502.16982), it takes AdamW's learning rate and weight decay.
+    """
+    hidden = [param for param in model.blocks.parameters() if param.ndim >= 2]
+    matrices = [model.embedding.weight, model.positions.weight, *([] if config.muon else hidden)]
     vectors = [param for param in model.parameters() if param.ndim < 2]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, config.learning_rate, betas=(0.9, 0.99), fused=True)
+    adamw = torch.optim.AdamW(groups, config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
+    options = {"weight_decay": config.weight_decay, "adjust_lr_fn": "match_rms_adamw"}
+    return [adamw, torch.optim.Muon(hidden, config.learning_rate, **options)] if config.muon else [adamw]
 
 
 def flops_per_token(config, model):
@@ -292,8 +306,9 @@ def main(config: Config) -> dict[str, float]:
     model = Transformer(config, len(vocab)).to(device)
     model.bfloat16 = speed.has_bfloat16(device)
     print(f"preset {config.preset}, with your flags on top; {device}, {'bfloat16' if model.bfloat16 else 'float32'}")
-    optimizer = make_optimizer(config, model)
-    start_step, state = checkpoint.resume_torch(config, vocab, model, optimizer) if config.resume else (0, None)
+    optimizers = make_optimizers(config, model)
+    resumed = checkpoint.should_resume(config.resume, config.out / "checkpoint.pt")
+    start_step, state = checkpoint.resume_torch(config, vocab, model, *optimizers) if resumed else (0, None)
     compiled_model = model
     if config.compile and not config.dry_run:
         index = next(batches(config, len(x), 0, device))  # (B,)
@@ -302,29 +317,30 @@ def main(config: Config) -> dict[str, float]:
     baselines = {"unigram": -(counts / counts.sum()).log()[val_tokens].mean(), "ln V": np.log(len(vocab))}
     with Run(config, baselines, device, state) as run:
         seconds = -speed.clock(device)  # of training alone
-        for step, index in zip(
-            run.steps(config.steps, start_step), batches(config, len(x), start_step, device)
-        ):  # (B,)
+        steps = speed.profiled(run, run.steps(config.steps, start_step))
+        for step, index in zip(steps, batches(config, len(x), start_step, device)):  # (B,)
             stop = terminated()
             if step % config.eval_every == 0 or stop:
                 seconds += speed.clock(device)
-                checkpoint.save_torch(run, step, vocab, model, optimizer)
+                checkpoint.save_torch(run, step, vocab, model, *optimizers)
                 if stop:
                     raise Terminated
                 run.record(step, "validation", **evaluate(model, x_val, y_val))
                 run.sample(step, sample(model, prompt, config), vocab, train_tokens, 20)
                 checkpoint.save_best(run, step, vocab, model)
                 seconds -= speed.clock(device)
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(config, step)
+            lr = learning_rate(config, step)
             loss = compiled_model(x[index], y[index])  # ()
-            run.record(step, "train", loss=loss.detach())
             loss.backward()  # adds dL/dparam to the grad of every param
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()  # else the next backward() would add to this one's
+            grad_norm = nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip or math.inf)  # (), unclipped
+            run.record(step, "train", loss=loss.detach(), lr=lr, grad_norm=grad_norm)
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = lr
+                optimizer.step()
+                optimizer.zero_grad()  # else the next backward() would add to this one's
         seconds += speed.clock(device)
-        checkpoint.save_torch(run, config.steps, vocab, model, optimizer)
+        checkpoint.save_torch(run, config.steps, vocab, model, *optimizers)
         val = evaluate(model, x_val, y_val)
         run.record(config.steps, "validation", **val)
         run.sample(config.steps, sample(model, prompt, config), vocab, train_tokens, 20)

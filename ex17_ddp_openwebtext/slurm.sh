@@ -9,7 +9,7 @@
 #SBATCH --output=%x-%j.log
 # One torchrun on each node, which starts a process for each of its GPUs; the first node is where they meet. Checkout,
 # data and --out must lie in a folder that all nodes share. A job that Slurm puts back keeps its number, by which the
-# program knows its checkpoint; to go on in a new job: sbatch ex17_ddp_openwebtext/slurm.sh --resume yes.
+# program knows its checkpoint; to go on in a new job: sbatch ex17_ddp_openwebtext/slurm.sh --resume.
 cd "$SLURM_SUBMIT_DIR" || exit 1
 address=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 # see common/distributed.py

@@ -8,7 +8,7 @@ Changes from ex16:
   and exchanges them after the last one only. A step has the same tokens for any number of processes.
 - The text is OpenWebText in GPT-2's tokens: 18 GB in a memory-mapped file, from which each batch is read.
 - When a process dies, torchrun starts all of them again (--max-restarts), and they continue from the last checkpoint.
-- GPT-2's vocabulary, padded to a multiple of 128 for fast matrix products; optionally Muon for the matrices (--muon).
+- GPT-2's vocabulary, padded to a multiple of 128 for fast matrix products; presets for all four sizes of GPT-2.
 
     python ex17_ddp_openwebtext/train.py
     torchrun --standalone --nproc-per-node 8 --max-restarts 3 ex17_ddp_openwebtext/train.py
@@ -26,7 +26,7 @@ from typing import Literal
 
 from common import UserError, checkpoint, distributed, openwebtext, speed
 from common.plotting import plot_loss
-from common.program import Terminated, check_config, clean_exit, torch_device
+from common.program import Resume, Terminated, check_config, clean_exit, torch_device
 from common.record import DRY_RUN_STEPS, Run
 
 import numpy as np
@@ -37,13 +37,13 @@ import tyro
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-Preset = Literal["auto", "gpt2", "laptop"]
-VOCAB_SIZE = 50_304  # V: GPT-2's 50,257 tokens, and some that never occur, to make a multiple of 128
+Preset = Literal["auto", "laptop", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"]
 
 
 @dataclass
 class Config:
     preset: Preset = "auto"  # set of defaults for the other flags; auto: gpt2 on a GPU, laptop elsewhere
+    vocab_size: int = 50_304  # vocabulary, V: GPT-2's 50,257 tokens, padded to a multiple of 128
     block_size: int = 64  # context length in tokens (of GPT-2's vocabulary), T
     layers: int = 4  # transformer blocks
     heads: int = 4  # attention heads per block, A
@@ -57,11 +57,15 @@ class Config:
     warmup_steps: int = 100  # steps of linear warm-up of the learning rate; then it decays along a half cosine
     decay_to: float = 0.1  # final learning rate, as a share of --learning-rate
     weight_decay: float = 0.1  # weight decay of AdamW, on matrices only
+    beta1: float = 0.9  # AdamW's decay of the running mean of the gradients
+    beta2: float = 0.95  # AdamW's decay of the running mean of their squares
+    grad_clip: float = 1.0  # gradient clipping: largest norm of all gradients together; 0: none
     muon: bool = False  # Muon instead of AdamW for the matrices in the blocks
     bfloat16: bool = True  # multiply matrices in bfloat16 where the device supports it; all else is float32
     compile: bool = False  # compile the model first (torch.compile), which takes up to a minute
     eval_every: int = 250  # steps between two evaluations on the validation set, each with a sample and a checkpoint
-    resume: Literal["no", "yes", "auto"] = "auto"  # continue from the checkpoint in --out; auto: if of one --rdzv-id
+    resume: Resume = "auto"  # continue from the checkpoint in --out, with its flags; auto: if of one --rdzv-id
+    profile: int = 0  # steps to write a trace of (trace.json.gz, for ui.perfetto.dev), from the third on; 0: none
     overwrite: bool = False  # replace the checkpoints in --out even if they took more than ten minutes
     timeout: int = 600  # seconds that a process waits for the others before it gives up
     prompt: str = "The"  # text that the generated samples continue
@@ -78,26 +82,29 @@ class Config:
     dry_run: bool = False  # only three steps, to check that everything works
 
     def __post_init__(self):
-        check_config(self, dropout=(0, 0.99), weight_decay=0, temperature=0, top_k=0, top_p=(0.01, 1), decay_to=(0, 1))
+        ranges = {"dropout": (0, 0.99), "beta1": (0, 0.99999), "beta2": (0, 0.99999), "decay_to": (0, 1)}
+        check_config(self, **ranges, weight_decay=0, grad_clip=0, temperature=0, top_k=0, top_p=(0.01, 1))
         if self.channels % self.heads:
             raise ValueError(f"--channels {self.channels} must be a multiple of --heads {self.heads}")
         if self.dry_run:
             self.steps = min(self.steps, DRY_RUN_STEPS)
 
 
+GPT2 = {"block_size": 1024, "batch_size": 480, "steps": 600_000}  # 480 x 1,024 = 491,520 tokens per step
+GPT2 |= {"warmup_steps": 2_000, "eval_every": 2_000, "compile": True, "whole": True}
 PRESETS = {  # what differs from the defaults above
     "laptop": {"layers": 2, "batch_size": 16, "steps": 1_000, "learning_rate": 0.004, "decay_to": 0.0, "compile": True},
-    "gpt2": {  # nanoGPT's config/train_gpt2.py: 480 x 1,024 = 491,520 tokens per step
-        **{"block_size": 1024, "layers": 12, "heads": 12, "channels": 768, "batch_size": 480, "micro_batch": 32},
-        **{"steps": 600_000, "learning_rate": 6e-4, "warmup_steps": 2_000, "eval_every": 2_000},
-        **{"compile": True, "whole": True},
-    },
+    # nanoGPT's config/train_gpt2.py; the larger three have the shapes of GPT-2's and GPT-3's learning rates for them.
+    "gpt2": {**GPT2, "layers": 12, "heads": 12, "channels": 768, "micro_batch": 32, "learning_rate": 6e-4},
+    "gpt2-medium": {**GPT2, "layers": 24, "heads": 16, "channels": 1024, "micro_batch": 16, "learning_rate": 3e-4},
+    "gpt2-large": {**GPT2, "layers": 36, "heads": 20, "channels": 1280, "micro_batch": 8, "learning_rate": 2.5e-4},
+    "gpt2-xl": {**GPT2, "layers": 48, "heads": 25, "channels": 1600, "micro_batch": 4, "learning_rate": 2e-4},
 }
 
 
-def defaults(preset: Preset = "auto", resume: str = "auto", device: str = "auto", out: Path = Config.out) -> Config:
+def defaults(preset: Preset = "auto", resume: Resume = "auto", device: str = "auto", out: Path = Config.out) -> Config:
     """Return what the flags are by default: the preset's values, or those of the checkpoint to go on from."""
-    if checkpoint.should_resume(resume, out):
+    if checkpoint.should_resume(resume, out / "checkpoint.pt"):
         return checkpoint.load_flags(Config, out / "checkpoint.pt", preset)
     if preset == "auto":
         preset = "gpt2" if torch.cuda.is_available() and device in ("auto", "cuda") else "laptop"
@@ -279,7 +286,7 @@ def make_optimizers(config, model):
     matrices = [model.embedding.weight, model.positions.weight, *([] if config.muon else hidden)]
     vectors = [param for param in model.parameters() if param.ndim < 2]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    adamw = torch.optim.AdamW(groups, config.learning_rate, betas=(0.9, 0.95), fused=True)
+    adamw = torch.optim.AdamW(groups, config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
     options = {"weight_decay": config.weight_decay, "adjust_lr_fn": "match_rms_adamw"}
     return [adamw, torch.optim.Muon(hidden, config.learning_rate, **options)] if config.muon else [adamw]
 
@@ -300,48 +307,50 @@ def main(config: Config) -> dict[str, float]:
     if config.batch_size > blocks:
         there = f"{max(0, blocks)} blocks of --block-size {config.block_size} tokens"
         raise UserError(f"--batch-size {config.batch_size} is larger than the training text ({there})")
-    if config.batch_size % world_size:
-        raise UserError(f"--batch-size {config.batch_size} must be a multiple of the {world_size} processes")
+    if config.batch_size < world_size:
+        raise UserError(f"--batch-size {config.batch_size} must be at least the number of processes, {world_size}")
     if len(x_val) <= world_size:
         raise UserError(
             f"{len(val_tokens)} validation tokens are too few for {world_size} processes: raise --val-share"
         )
-    print(f"data: {len(train_tokens)} training and {len(val_tokens)} validation tokens, vocabulary {VOCAB_SIZE}")
+    print(f"data: {len(train_tokens)} training and {len(val_tokens)} validation tokens, vocabulary {config.vocab_size}")
 
-    prompt = torch.tensor(vocab.encode_ordinary(config.prompt.replace("\\n", "\n")), device=device)  # (L,)
-    if not len(prompt):
-        raise UserError("--prompt is empty: give it a character or more")
+    if config.vocab_size < vocab.n_vocab:
+        raise UserError(f"--vocab-size {config.vocab_size} must be at least GPT-2's {vocab.n_vocab} tokens")
+    prompt = vocab.encode(config.prompt.replace("\\n", "\n"), allowed_special="all") or [vocab.eot_token]
+    prompt = torch.tensor(prompt, device=device)  # (L,)
     if config.top_k > vocab.n_vocab:
         raise UserError(f"--top-k {config.top_k} is larger than the vocabulary ({vocab.n_vocab} tokens)")
 
-    rows = config.batch_size // world_size  # sequences per step of this process
-    counts = [count for count in range(1, rows + 1) if rows % count == 0 and rows // count <= config.micro_batch]
-    grad_accum_steps = min(counts)  # micro-steps per step, whose gradients add up
-    micro_batch = rows // grad_accum_steps
+    rows = len(range(rank, config.batch_size, world_size))  # sequences per step of this process
+    grad_accum_steps = math.ceil(rows / config.micro_batch)  # micro-steps per step, whose gradients add up
     tokens_per_step = config.batch_size * config.block_size  # whatever the number of processes
-    factors = f"{world_size} processes x {grad_accum_steps} micro-steps x {micro_batch} sequences x {config.block_size}"
-    print(f"tokens per step: {tokens_per_step} = {factors}")
+    split = f"{world_size} processes in {grad_accum_steps} micro-steps of at most {math.ceil(rows / grad_accum_steps)}"
+    print(f"tokens per step: {tokens_per_step} = {config.batch_size} sequences x {config.block_size}; {split}")
 
-    model = Transformer(config, VOCAB_SIZE).to(device)
+    model = Transformer(config, config.vocab_size).to(device)
     model.bfloat16 = config.bfloat16 and speed.has_bfloat16(device)
     print(f"preset {config.preset}, with your flags on top; {device}, {'bfloat16' if model.bfloat16 else 'float32'}")
     optimizers, flops = make_optimizers(config, model), flops_per_token(config, model)
-    resumed = checkpoint.should_resume(config.resume, config.out)
+    resumed = checkpoint.should_resume(config.resume, config.out / "checkpoint.pt")
     start_step, state = checkpoint.resume_torch(config, None, model, *optimizers) if resumed else (0, None)
     if world_size > 1:
         distributed.init_distributed(device, config.timeout)
         distributed.check_same_step(start_step, config.out)
     ddp_model = model
     if config.compile and not config.dry_run:
-        index = next(batches(config, n, 0, "cpu"))[:micro_batch]  # (M,)
+        index = next(batches(config, n, 0, "cpu"))[:rows].tensor_split(grad_accum_steps)[0]  # (M,)
         x, y = read_samples(config, train_tokens, index, device)
         ddp_model = speed.compiled(model, lambda model: model(x, y))
     if world_size > 1:
         ddp_model = DistributedDataParallel(ddp_model)  # whose backward() ends with the mean gradient of all processes
-    counts = torch.from_numpy(np.bincount(train_tokens[:10_000_000], minlength=VOCAB_SIZE)) + 1  # (V,): none is 0
-    baselines = {"unigram": -(counts / counts.sum()).log()[val_tokens.astype(int)].mean(), "ln V": np.log(VOCAB_SIZE)}
+    counts = np.bincount(train_tokens[:10_000_000], minlength=config.vocab_size) + 1  # (V,), so that none is 0
+    unigram = -np.log(counts / counts.sum())[val_tokens].mean()
+    baselines = {"unigram": unigram, "ln V": np.log(config.vocab_size)}
     with Run(config, baselines, device, state) if rank == 0 else nullcontext() as run:
-        steps = run.steps(config.steps, start_step) if run else range(start_step, config.steps)
+        steps = range(start_step, config.steps)
+        if run:
+            steps = speed.profiled(run, run.steps(config.steps, start_step))
         seconds = -speed.clock(device)  # of training alone
         for step, index in zip(steps, batches(config, n, start_step, "cpu")):  # (B,)
             stop = distributed.any_terminated()
@@ -358,29 +367,31 @@ def main(config: Config) -> dict[str, float]:
                     run.write_sample(f"step {step}", vocab.decode(sample(model, prompt, config, vocab).tolist()))
                     checkpoint.save_best(run, step, None, model)
                 seconds -= speed.clock(device)
-            for optimizer in optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(config, step)
+            lr = learning_rate(config, step)
             torch.manual_seed(
                 hash((config.seed, step, rank))
             )  # of dropout; the hash of integers is the same everywhere
             loss = 0.0
-            for micro_step, offsets in enumerate(index[rank::world_size].chunk(grad_accum_steps)):  # (M,)
+            for micro_step, offsets in enumerate(index[rank::world_size].tensor_split(grad_accum_steps)):  # (M,)
                 # Gradients are exchanged in the last micro-step only. DDP reads this in forward(): set it before.
                 ddp_model.require_backward_grad_sync = micro_step == grad_accum_steps - 1
                 x, y = read_samples(config, train_tokens, offsets, device)  # (M, T), (M, T)
-                assert x.shape == (micro_batch, config.block_size)
-                micro_loss = ddp_model(x, y) / grad_accum_steps  # ()
+                assert len(x) <= config.micro_batch
+                share = len(x) * world_size / config.batch_size  # of a process's mean, since DDP averages over these
+                micro_loss = ddp_model(x, y) * share  # ()
                 loss += micro_loss.detach()
                 micro_loss.backward()  # adds dL/dparam to the grad of every param
             if world_size > 1:
                 dist.all_reduce(loss)  # the sum over all processes
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            grad_norm = nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip or math.inf)  # (), unclipped
+            if run:
+                run.record(step, "train", loss=loss / world_size, lr=lr, grad_norm=grad_norm)
             for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = lr
                 optimizer.step()
                 optimizer.zero_grad()  # else the next backward() would add to this one's
             if run:
-                run.record(step, "train", loss=loss / world_size)
                 done, spent = step + 1 - start_step, seconds + time.perf_counter()
                 rates = speed.progress(done, config.steps - step - 1, tokens_per_step, spent, flops, device, world_size)
                 run.latest |= {"tokens": (step + 1) * tokens_per_step, **rates}

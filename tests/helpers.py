@@ -35,14 +35,15 @@ def train_py(number: int) -> Path:
 def load_beside(number: int, name: str) -> ModuleType:
     """Return a program that lies beside an exercise's train.py, and imports it, as a module; both are loaded anew."""
     folder = str(train_py(number).parent)
-    for module in ("train", name):
+    modules = ("train", "pretrained", name)
+    for module in modules:
         sys.modules.pop(module, None)
     sys.path.insert(0, folder)
     try:
         return importlib.import_module(name)
     finally:
         sys.path.remove(folder)
-        for module in ("train", name):
+        for module in modules:
             sys.modules.pop(module, None)
 
 

@@ -634,7 +634,7 @@ WORDS = {
 
 GPT = {
     "ex16_gpu_nanogpt/train.py": [
-        ("16-other-betas", "betas=(0.9, 0.99)", "betas=(0.9, 0.999)", "nanogpt::betas_are_nanogpts"),
+        ("16-other-betas", "beta2: float = 0.99 ", "beta2: float = 0.999 ", "nanogpt::betas_are_nanogpts"),
         (
             "16-decays-biases",
             '{"params": vectors, "weight_decay": 0.0}',
@@ -643,8 +643,8 @@ GPT = {
         ),
         (
             "16-gradients-not-clipped",
-            "nn.utils.clip_grad_norm_(model.parameters(), 1.0)",
-            "pass",
+            "config.grad_clip or math.inf",
+            "math.inf",
             "nanogpt::gradients_are_clipped",
         ),
         (
@@ -682,8 +682,8 @@ GPT = {
         ),
         (
             "16-resumed-run-sees-the-first-batches",
-            "batches(config, len(x), start_step, device)",
-            "batches(config, len(x), 0, device)",
+            "zip(steps, batches(config, len(x), start_step, device))",
+            "zip(steps, batches(config, len(x), 0, device))",
             "nanogpt::exact_resume[9]",
         ),
         (
@@ -718,6 +718,12 @@ GPT = {
             "model.positions.weight[: end - done]",
             "nanogpt::cached_is_uncached[10]",
         ),
+        (
+            "16-writes-on-after-the-end",
+            "if config.stop and token == openwebtext.END_OF_TEXT",
+            "if False",
+            "ddp::samples_begin_at_the_end_of_text",
+        ),
         ("16-prompt-without-a-mask", "is_causal=done == 0", "is_causal=False", "nanogpt::cached_is_uncached[10]"),
         (
             "16-cache-kept-when-the-view-moves",
@@ -727,6 +733,12 @@ GPT = {
         ),
     ],
     "ex16_gpu_nanogpt/pretrained.py": [
+        (
+            "16-export-keeps-the-padding",
+            '["embedding.weight"][: END_OF_TEXT + 1]',
+            '["embedding.weight"]',
+            "ddp::samples_begin_at_the_end_of_text",
+        ),
         ("16-one-matrix-not-transposed", '"qkv.weight", "out.weight"', '"qkv.weight"', "nanogpt::from_transformers"),
     ],
     "ex17_ddp_openwebtext/train.py": [
@@ -744,15 +756,21 @@ GPT = {
         ),
         (
             "17-gradients-not-clipped",
-            "nn.utils.clip_grad_norm_(model.parameters(), 1.0)",
-            "pass",
+            "config.grad_clip or math.inf",
+            "math.inf",
             "ddp::gradients_are_clipped",
         ),
         (
             "17-accumulated-loss-not-divided",
-            "ddp_model(x, y) / grad_accum_steps",
+            "ddp_model(x, y) * share",
             "ddp_model(x, y)",
             "ddp::accumulation",
+        ),
+        (
+            "17-ragged-parts-weigh-the-same",
+            "share = len(x) * world_size / config.batch_size",
+            "share = 1 / grad_accum_steps",
+            "ddp::ragged_parts_weigh_as_much_as_they_have",
         ),
         (
             "17-exchanges-after-the-first-part",
@@ -762,11 +780,11 @@ GPT = {
         ),
         (
             "17-all-processes-see-the-same",
-            "index[rank::world_size].chunk",
-            "index[: len(index) // world_size].chunk",
+            "index[rank::world_size].tensor_split",
+            "index[: len(index) // world_size].tensor_split",
             "ddp::processes_share_a_step",
         ),
-        ("17-other-betas", "betas=(0.9, 0.95)", "betas=(0.9, 0.99)", "ddp::betas_are_nanogpts"),
+        ("17-other-betas", "beta2: float = 0.95 ", "beta2: float = 0.99 ", "ddp::betas_are_nanogpts"),
         (
             "17-samples-numbers-that-are-no-tokens",
             "            0, -1, : vocab.n_vocab",
@@ -794,7 +812,7 @@ GPT = {
         ),
         (
             "17-learning-rate-never-set",
-            'group["lr"] = learning_rate(config, step)',
+            'group["lr"] = lr',
             'group["lr"] = config.learning_rate',
             "ddp::16_equals_17",
         ),
@@ -842,8 +860,8 @@ COMMON = {
         ),
         (
             "record-losses-on-a-gpu-one-later",
-            "for value in row.values()) >= 10",
-            "for value in row.values()) > 10",
+            "in self._waiting[:-1])) >= 10",
+            "in self._waiting[:-1])) > 10",
             "nanogpt::losses_on_a_gpu_are_read_later",
         ),
         (
@@ -1029,6 +1047,12 @@ COMMON = {
             "openwebtext::windows_keep_no_file_open",
         ),
         ("openwebtext-no-end-of-text", "ids.append([END_OF_TEXT])", "pass", "openwebtext::special_and_empty_documents"),
+        (
+            "openwebtext-nanogpts-tokens-not-checked",
+            "            _check(tokens[start : start + 10_000_000], path)",
+            "            pass",
+            "openwebtext::tokens_of_nanogpt",
+        ),
         ("openwebtext-another-shuffle", "seed=2357", "seed=0", "openwebtext::sample_is_nanogpts_file"),
         (
             "openwebtext-part-cut-at-half",

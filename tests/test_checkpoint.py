@@ -10,6 +10,8 @@ from common import checkpoint
 
 import numpy as np
 import pytest
+import tyro
+from helpers import load
 
 
 @dataclass
@@ -99,3 +101,33 @@ def test_interrupted_file_leaves_the_old_one(events, tmp_path):
     assert events == []
     assert path.read_bytes() == b"an older one"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("number", [15, 16, 17])
+def test_resume_is_one_flag(number, capsys):
+    """Bare it is yes, wherever it stands."""
+    config = load(number).Config
+    for flags, value in (
+        ([], "auto"),
+        (["--resume"], "yes"),
+        (["--resume", "--seed", "3"], "yes"),
+        (["--seed", "3", "--resume", "no"], "no"),
+        (["--resume=auto"], "auto"),
+    ):
+        assert tyro.cli(config, args=flags).resume == value
+    with pytest.raises(SystemExit):
+        tyro.cli(config, args=["--resume", "perhaps"])
+    assert "--resume: give yes, no or auto" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("save", "name"), [(save_torch, "checkpoint.pt"), (save_jax, "checkpoint.npz")])
+def test_auto_resumes_a_restart_of_the_same_torchrun(save, name, tmp_path, monkeypatch):
+    path = tmp_path / name
+    monkeypatch.setattr(checkpoint, "RUN_ID", "a")
+    assert not checkpoint.should_resume("auto", path)  # there is none yet
+    save(Written(tmp_path, []), name)
+    found = {flag: checkpoint.should_resume(flag, path) for flag in ("yes", "no", "auto")}
+    assert found == {"yes": True, "no": False, "auto": True}
+    for other in ("b", "none"):
+        monkeypatch.setattr(checkpoint, "RUN_ID", other)
+        assert not checkpoint.should_resume("auto", path)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from itertools import combinations, islice
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from common.record import Run
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import cut_off, load, load_beside, one_sentence, read_metrics, run, train_py
 
 SMALL = {"block_size": 16, "channels": 16, "layers": 2, "heads": 2, "batch_size": 8, "max_new_tokens": 3}
@@ -130,7 +132,7 @@ def two_processes(two, openwebtext):
     if not two.exists():
         result = torchrun(2, *flags_of(two, openwebtext), during=keep)
         assert result.returncode == 0, result.stdout
-        assert "tokens per step: 128 = 2 processes x 2 micro-steps x 2 sequences x 16" in result.stdout
+        assert "tokens per step: 128 = 8 sequences x 16; 2 processes in 2 micro-steps of at most 2" in result.stdout
         assert result.stdout.count("result: ") == result.stdout.count("data: ") == 1  # one of them speaks
     return two
 
@@ -249,7 +251,8 @@ def test_others_that_do_not_come(tmp_path):
 @pytest.mark.parametrize(
     ("world", "flags", "message"),
     [
-        (3, [], "--batch-size 8 must be a multiple of the 3 processes"),
+        (9, [], "--batch-size 8 must be at least the number of processes, 9"),
+        (1, ["--vocab-size", 256], "--vocab-size 256 must be at least GPT-2's 257 tokens"),
         (1_300, ["--batch-size", 1_300], "5000 validation tokens are too few for 1300 processes"),
         (1, ["--block-size", 20_000], "5000 validation tokens are too few for 1 processes"),
     ],
@@ -292,12 +295,10 @@ def test_16_equals_17(ex, tokens, monkeypatch, tmp_path):
     words, val = (torch.from_numpy(part.astype(np.int64)) for part in owt.read()[:2])
     monkeypatch.setattr(old, "read_tokens", lambda config: (words, val, [chr(i) for i in range(300)]))
     monkeypatch.setattr(speed, "has_bfloat16", lambda device: False)
-    monkeypatch.setattr(ex, "VOCAB_SIZE", 300)
-    monkeypatch.setattr(ex, "make_optimizers", lambda *args: [old.make_optimizer(*args)])
     fields = {name: value for name, value in SMALL.items() if name not in ("bfloat16", "val_share", "micro_batch")}
-    fields |= {"steps": 30, "eval_every": 10}
+    fields |= {"steps": 30, "eval_every": 10, "beta2": 0.99}
     old.main(old.Config(out=tmp_path / "16", prompt="a", **fields))
-    ex.main(ex.Config(out=tmp_path / "17", prompt="a", bfloat16=False, micro_batch=8, **fields))
+    ex.main(ex.Config(out=tmp_path / "17", prompt="a", bfloat16=False, micro_batch=8, vocab_size=300, **fields))
     for split in ("train", "validation"):
         assert losses(tmp_path / "17", split) == pytest.approx(losses(tmp_path / "16", split), abs=1e-6)
     assert len(losses(tmp_path / "17")) == 30
@@ -317,10 +318,9 @@ def pretend(ex, tokens, monkeypatch):
         monkeypatch.setattr(distributed, "find_place", lambda device: (rank, world, device))
         monkeypatch.setattr(distributed, "init_distributed", lambda *args: None)
         monkeypatch.setattr(ex.dist, "all_reduce", lambda *args, **options: None)
-        monkeypatch.setattr(ex, "VOCAB_SIZE", 300)
         monkeypatch.setattr(ex, "plot_loss", lambda *args: None)
         monkeypatch.setattr(ex, "DistributedDataParallel", lambda model: model)
-        train(ex, out, **fields)
+        train(ex, out, vocab_size=300, **fields)
 
     return train_as
 
@@ -334,17 +334,43 @@ def test_processes_share_a_step(ex, pretend, monkeypatch, tmp_path):
         return read_samples(config, words, starts, device)
 
     monkeypatch.setattr(ex, "read_samples", spy)
-    for world in (1, 2, 4):
+    for world in (1, 2, 3, 4):
         for rank in range(world):
             now = (world, rank)
             pretend(rank, world, tmp_path / f"{world}-{rank}", steps=5, eval_every=10)
-        parts = 4 // world  # of two samples each
         for step in range(5):
-            shares = [np.ravel(seen[world, rank][step * parts : (step + 1) * parts]) for rank in range(world)]
-            whole = np.ravel(seen[1, 0][step * 4 : step * 4 + 4])
+            parts = {rank: -(-len(range(rank, 8, world)) // 2) for rank in range(world)}  # of one or two samples
+            shares = [np.concatenate(seen[world, rank][step * n : (step + 1) * n]) for rank, n in parts.items()]
+            whole = np.concatenate(seen[1, 0][step * 4 : step * 4 + 4])
             assert sorted(np.concatenate(shares)) == sorted(whole)
             assert len(set(whole)) == 8
-            assert all(len(share) == 8 // world for share in shares)
+            assert {len(share) for share in shares} <= {8 // world, -(-8 // world)}
+
+
+def test_ragged_parts_weigh_as_much_as_they_have(ex, pretend, monkeypatch, tmp_path):
+    """53 samples on three processes in parts of at most 8: the mean of their gradients is that of one process."""
+    grads, sizes, read_samples = [], [], ex.read_samples
+
+    def step(self, closure=None):
+        params = [param for group in self.param_groups for param in group["params"]]
+        grads.append(torch.cat([param.grad.flatten() for param in params]))
+
+    def spy(config, words, starts, device):
+        sizes.append(len(starts))
+        return read_samples(config, words, starts, device)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    monkeypatch.setattr(ex, "read_samples", spy)
+    monkeypatch.setattr(ex, "evaluate", lambda model, x, y: {"loss": 1.0})
+    fields = {"steps": 1, "batch_size": 53, "grad_clip": 0}
+    pretend(0, 1, tmp_path / "at once", micro_batch=53, **fields)
+    pretend(0, 1, tmp_path / "in parts", micro_batch=8, **fields)
+    for rank in range(3):
+        pretend(rank, 3, tmp_path / str(rank), micro_batch=8, **fields)
+    assert sizes == [53, 8, 8, 8, 8, 7, 7, 7, 6, 6, 6, 6, 6, 6, 6, 6, 5]
+    whole, parts, *shares = grads
+    torch.testing.assert_close(parts, whole, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(sum(shares) / 3, whole, atol=1e-6, rtol=1e-4)
 
 
 def test_processes_talk_after_the_last_part(ex, pretend, monkeypatch, tmp_path):
@@ -400,15 +426,26 @@ def test_resumed_process_drops_what_the_unbroken_one_drops(pretend, dropped, tmp
 
 
 @pytest.mark.parametrize(
-    ("bias", "vocab_size", "count"),
-    [(True, 50_257, 124_439_808), (False, 50_257, 124_337_664), (False, 50_304, 124_373_760)],
+    ("preset", "bias", "vocab_size", "count"),
+    [
+        ("gpt2", True, 50_257, 124_439_808),
+        ("gpt2", False, 50_257, 124_337_664),
+        ("gpt2", False, 50_304, 124_373_760),
+        ("gpt2-medium", True, 50_257, 354_823_168),
+        ("gpt2-large", True, 50_257, 774_030_080),
+        ("gpt2-xl", True, 50_257, 1_557_611_200),
+    ],
 )
-def test_parameters(ex, bias, vocab_size, count):
-    config = ex.Config(bias=bias, **ex.PRESETS["gpt2"])
+def test_parameters(ex, preset, bias, vocab_size, count):
+    """As many as OpenAI's models have, by transformers' count of its own; each step has the same tokens."""
+    config = ex.Config(bias=bias, **ex.PRESETS[preset])
     with torch.device("meta"):
         model = ex.Transformer(config, vocab_size)
+    layers, channels = config.layers, config.channels
     assert sum(param.numel() for param in model.parameters()) == count
-    assert ex.flops_per_token(config, model) == 6 * (count - 1024 * 768) + 12 * 12 * 768 * 1024
+    assert ex.flops_per_token(config, model) == 6 * (count - 1024 * channels) + 12 * layers * channels * 1024
+    assert config.batch_size * config.block_size == 491_520
+    assert channels / config.heads == 64
 
 
 def test_transformers_gpt2(ex, tmp_path):
@@ -420,7 +457,7 @@ def test_transformers_gpt2(ex, tmp_path):
     ours = ex.Transformer(config, 300)
     for param in ours.parameters():
         torch.nn.init.normal_(param, std=0.3)
-    load_beside(16, "pretrained").to_hugging_face(config, ours, tmp_path)
+    load_beside(16, "pretrained").to_hugging_face(ours, None, tmp_path)
     theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path).eval()
     words = torch.randint(300, (3, 16))
     answer = theirs(words, labels=words)
@@ -440,13 +477,13 @@ def test_initial_loss_is_ln_v(openwebtext, tmp_path):
 
 
 def test_sample_draws_tokens_alone(ex):
-    """Never one of the 47 numbers that only round the vocabulary up, though the model may like them."""
+    """Never one of the 47 ids that only round the vocabulary up, though the model may like them."""
     config = ex.Config(**SMALL | {"max_new_tokens": 50, "temperature": 5.0, "top_p": 1.0})
     model = ex.Transformer(config, 304)
     with torch.no_grad():
-        model.head.weight[256:] += 10 * model.norm.weight.mean()
+        model.head.weight[257:] += 10 * model.norm.weight.mean()
     words = ex.sample(model, torch.tensor([1, 2]), config, owt.encoding(dry_run=True))
-    assert words.max() < 256
+    assert words.max() < 257
 
 
 @pytest.mark.parametrize("muon", [False, True])
@@ -466,12 +503,11 @@ def test_gradients_are_clipped(ex, tokens, monkeypatch, tmp_path):
         seen.append(torch.cat([grad.flatten() for grad in grads]))
 
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
-    monkeypatch.setattr(ex, "VOCAB_SIZE", 300)
     monkeypatch.setattr(ex, "evaluate", lambda model, x, y: {"loss": 1.0})
     monkeypatch.setattr(ex, "plot_loss", lambda *args: None)
     for scale in (1e3, 2e-3, 1e-3):
         monkeypatch.setattr(ex, "loss_fn", lambda logits, y, scale=scale: scale * logits.logsumexp(-1).mean())
-        train(ex, tmp_path, steps=1)
+        train(ex, tmp_path, steps=1, vocab_size=300)
     long, short, shorter = seen
     assert long.norm() == pytest.approx(1.0, rel=1e-3)
     assert 0 < shorter.norm() < short.norm() < 0.5
@@ -521,18 +557,15 @@ def test_muon_moves_as_far_as_adamw(ex, name):
 
 def test_accumulation(ex, tokens, tmp_path, capsys):
     """Eight samples at once, or one after the other: the same losses."""
-    for parts, micro_batch in ((1, 8), (2, 7), (4, 2), (8, 1)):  # at most so many; 7 do not divide 8
-        train(ex, tmp_path / str(micro_batch), steps=10, micro_batch=micro_batch)
-        assert (
-            f"tokens per step: 128 = 1 processes x {parts} micro-steps x {8 // parts} sequences"
-            in capsys.readouterr().out
-        )
+    for parts, most, micro_batch in ((1, 8, 8), (2, 4, 7), (3, 3, 3), (4, 2, 2), (8, 1, 1)):  # 3 do not divide 8
+        train(ex, tmp_path / str(micro_batch), steps=10, micro_batch=micro_batch, vocab_size=300)
+        assert f"= 8 sequences x 16; 1 processes in {parts} micro-steps of at most {most}" in capsys.readouterr().out
         assert losses(tmp_path / str(micro_batch)) == pytest.approx(losses(tmp_path / "8"), abs=1e-5)
 
 
 @pytest.mark.parametrize("cut", [4, 7, 11])
 def test_exact_resume(ex, tokens, tmp_path, cut):
-    fields = {"steps": 12, "eval_every": 4, "dropout": 0.1}
+    fields = {"steps": 12, "eval_every": 4, "dropout": 0.1, "vocab_size": 300}
     train(ex, tmp_path / "whole", **fields)
     with cut_off(cut):
         train(ex, tmp_path / "cut", **fields)
@@ -544,23 +577,23 @@ def test_exact_resume(ex, tokens, tmp_path, cut):
 
 def test_when_to_go_on(ex, tokens, tmp_path, monkeypatch):
     train(ex, tmp_path, steps=2)
-    assert not checkpoint.should_resume("auto", tmp_path)
+    assert not checkpoint.should_resume("auto", tmp_path / "checkpoint.pt")
     monkeypatch.setattr(checkpoint, "RUN_ID", "a")
-    assert not checkpoint.should_resume("auto", tmp_path)  # written without torchrun
+    assert not checkpoint.should_resume("auto", tmp_path / "checkpoint.pt")  # written without torchrun
     train(ex, tmp_path, steps=2)
-    assert checkpoint.should_resume("auto", tmp_path)
-    assert not checkpoint.should_resume("auto", tmp_path / "none")  # it failed before the first checkpoint
-    assert not checkpoint.should_resume("no", tmp_path)
+    assert checkpoint.should_resume("auto", tmp_path / "checkpoint.pt")
+    assert not checkpoint.should_resume("auto", tmp_path / "none.pt")  # it failed before the first checkpoint
+    assert not checkpoint.should_resume("no", tmp_path / "checkpoint.pt")
     assert ex.defaults(out=tmp_path).channels == 16
     for other in ("b", "none"):  # another torchrun, which may fail before it has a checkpoint; and no name at all
         monkeypatch.setattr(checkpoint, "RUN_ID", other)
-        assert not checkpoint.should_resume("auto", tmp_path)
-        assert checkpoint.should_resume("yes", tmp_path)
+        assert not checkpoint.should_resume("auto", tmp_path / "checkpoint.pt")
+        assert checkpoint.should_resume("yes", tmp_path / "checkpoint.pt")
     assert ex.defaults(out=tmp_path, device="cpu").channels == 128
     (tmp_path / "checkpoint.pt").write_bytes(b"half")
     monkeypatch.setattr(checkpoint, "RUN_ID", "a")
     with pytest.raises(UserError, match="is damaged"):
-        checkpoint.should_resume("auto", tmp_path)
+        checkpoint.should_resume("auto", tmp_path / "checkpoint.pt")
 
 
 def test_killed_while_it_writes_a_checkpoint(ex, tokens, tmp_path, monkeypatch):
@@ -614,6 +647,111 @@ def test_presets(ex, monkeypatch):
     assert big.compile
     assert big.whole
     assert not big.bias
+
+
+@pytest.fixture
+def hugging_face(tmp_path):
+    """Return the folder of a tiny GPT-2 with 300 tokens, as Hugging Face has it, and the model."""
+    import transformers
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 300, "n_positions": 16, "n_embd": 16, "n_layer": 2, "n_head": 2}
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes)).eval()
+    for param in model.parameters():
+        torch.nn.init.normal_(param, std=0.3)
+    model.save_pretrained(tmp_path / "theirs")
+    return tmp_path / "theirs", model
+
+
+def fine_tune(ex, out, **fields):
+    """Resume what pretrained.py has written, with its flags but for some."""
+    config = ex.defaults(resume="yes", out=out)
+    return ex.main(replace(config, resume="yes", device="cpu", max_new_tokens=3, **fields))
+
+
+@torch.no_grad()
+def their_loss(model):
+    """Return the loss of transformers' model on the made-up validation tokens, each scored once."""
+    words, val, _ = owt.read()
+    words = torch.from_numpy(np.concatenate([words[-1:], val]).astype(np.int64))  # (401,)
+    losses = [
+        F.cross_entropy(model(words[None, start : start + 16][:, : 400 - start]).logits[0], words[start + 1 :][:16])
+        for start in range(0, 400, 16)
+    ]
+    return torch.stack(losses).mean().item()
+
+
+def test_fine_tunes_gpt2(ex, tokens, hugging_face, tmp_path):
+    """From transformers' weights: at step 0 its loss, then a lower one; and a model of this exercise likewise."""
+    folder, theirs = hugging_face
+    pretrained = load_beside(16, "pretrained")
+    pretrained.main(pretrained.Config(folder, save=tmp_path / "first" / "checkpoint.pt"))
+    fields = {"steps": 20, "eval_every": 10, "batch_size": 8, "learning_rate": 0.01, "warmup_steps": 1}
+    fine_tune(ex, tmp_path / "first", **fields)
+    val = losses(tmp_path / "first", "validation")
+    assert val[0] == pytest.approx(their_loss(theirs), abs=1e-4)
+    assert val[-1] < val[0] - 0.04  # to about ln 300: the tokens are random
+    again = tmp_path / "again" / "checkpoint.pt"
+    pretrained.main(pretrained.Config(tmp_path / "first" / "checkpoint.pt", save=again))
+    assert checkpoint.read_torch(ex.Config, again)["config"].learning_rate == 0.01  # with the run's flags
+    fine_tune(ex, again.parent, steps=2)
+    assert losses(again.parent, "validation")[0] == pytest.approx(val[-1], abs=1e-5)
+    assert losses(again.parent)[0] != losses(tmp_path / "first")[0]
+
+
+def test_what_cannot_be_resumed_says_why(ex, tokens, hugging_face, tmp_path):
+    train(ex, tmp_path, steps=1, vocab_size=300)
+    (tmp_path / "best.pt").replace(tmp_path / "checkpoint.pt")
+    with pytest.raises(UserError, match=r"holds a model alone, not the state of a run: .*pretrained\.py --save"):
+        train(ex, tmp_path, steps=2, vocab_size=300, resume="yes")
+    pretrained = load_beside(16, "pretrained")
+    pretrained.main(pretrained.Config(hugging_face[0], save=tmp_path / "16" / "checkpoint.pt"))
+    sixteen = load(16)
+    config = replace(sixteen.defaults(resume="yes", out=tmp_path / "16"), resume="yes", device="cpu")
+    with pytest.raises(UserError, match="is for another vocabulary: exercise 16 trains on characters, exercise 17 on"):
+        sixteen.main(config)
+
+
+def test_evaluate_py(ex, tokens, hugging_face, tmp_path):
+    """Of a checkpoint the loss that its run has recorded, of a Hugging Face folder that of transformers."""
+    evaluate = load_beside(16, "evaluate")
+    train(ex, tmp_path, steps=2, vocab_size=300)
+    found = evaluate.main(evaluate.Config(tmp_path / "checkpoint.pt", batch_size=3, bfloat16=False, device="cpu"))
+    recorded = read_metrics(tmp_path)
+    assert found["loss"] == pytest.approx(recorded["validation", "loss"][2], abs=1e-6)
+    assert found["accuracy"] == pytest.approx(recorded["validation", "accuracy"][2], abs=1e-9)
+    folder, theirs = hugging_face
+    found = evaluate.main(evaluate.Config(folder, bfloat16=False, device="cpu"))
+    assert found["loss"] == pytest.approx(their_loss(theirs), abs=1e-4)
+
+
+def test_samples_begin_at_the_end_of_text(ex, tmp_path, monkeypatch, capsys):
+    """By default, and where the prompt has that token; with --stop they end there. An export has GPT-2's tokens."""
+    sampling, pretrained = load_beside(16, "sample"), load_beside(16, "pretrained")
+    to_tokens, _ = sampling.codec(None)
+    assert [to_tokens(text).tolist() for text in ("", "<|endoftext|>The")] == [[50_256], [50_256, 464]]
+    config = ex.Config(**SMALL)
+    model = ex.Transformer(config, 50_304)
+    flags = {name: getattr(config, name) for name in (*checkpoint.SIZES, "bias")}
+    pretrained.save_step_0(model, None, flags, tmp_path / "a.pt")
+    pretrained.main(pretrained.Config(tmp_path / "a.pt", export=tmp_path / "theirs"))
+    theirs, vocab, _ = pretrained.load_model(tmp_path / "theirs")
+    assert vocab is None
+    assert torch.equal(theirs.embedding.weight, model.embedding.weight[:50_257])
+    seen = []
+
+    def generate(model, tokens, config, seed):
+        seen.append(tokens.tolist())
+        yield from torch.tensor([464, 886, 50_256, 464, 464])
+
+    monkeypatch.setattr(sampling, "generate", generate)
+    capsys.readouterr()
+    for stop, written in ((False, "The end<|endoftext|>TheThe"), (True, "The end")):
+        sampling.main(sampling.Config(tmp_path / "a.pt", max_new_tokens=5, stop=stop, device="cpu"))
+        output = capsys.readouterr()
+        assert output.out == f"--- sample 1\n{written}\n"
+        assert " tokens/s on cpu" in output.err
+    assert seen == [[50_256]] * 2
 
 
 def test_sample_py_of_16(two_processes):

@@ -464,21 +464,21 @@ def test_exact_resume(made_up, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         cut_at(patch, ex, 7)
         with pytest.raises(Cut):
-            ex.main(ex.Config(**flags, out=tmp_path / "cut", resume=True))
+            ex.main(ex.Config(**flags, out=tmp_path / "cut", resume="yes"))
     assert checkpoint._read_arrays(tmp_path / "cut" / "checkpoint.npz")[1]["step"] == 6
-    ex.main(ex.Config(**flags, out=tmp_path / "cut", resume=True))
+    ex.main(ex.Config(**flags, out=tmp_path / "cut", resume="yes"))
     whole, cut = ((tmp_path / name / "metrics.csv").read_bytes() for name in ("whole", "cut"))
     assert whole == cut
     assert list(read_metrics(tmp_path / "cut")["validation", "top5"]) == [0, 2, 4, 6, 8, 9]
     before = {path.name: path.read_bytes() for path in (tmp_path / "cut").iterdir()}
     with pytest.raises(SystemExit) as end:
-        ex.main(ex.Config(**flags, out=tmp_path / "cut", resume=True))
+        ex.main(ex.Config(**flags, out=tmp_path / "cut", resume="yes"))
     assert end.value.code == 0
     assert "it has made all 9 steps" in capsys.readouterr().out
     assert {path.name: path.read_bytes() for path in (tmp_path / "cut").iterdir()} == before
     for name in ("result.json", "loss.png"):  # lost, or never written; both come again
         (tmp_path / "cut" / name).unlink()
-        ex.main(ex.Config(**flags, out=tmp_path / "cut", resume=True))
+        ex.main(ex.Config(**flags, out=tmp_path / "cut", resume="yes"))
         result = json.loads((tmp_path / "cut" / "result.json").read_bytes())
         assert result["metrics"]["validation_loss"] == read_metrics(tmp_path / "cut")["validation", "loss"][9]
         assert result["metrics"]["train_loss"] == read_metrics(tmp_path / "cut")["train", "loss"][8]
@@ -513,7 +513,7 @@ def test_checkpoint_that_is_another_is_refused(made_up, tmp_path):
     ex = made_up
     ex.main(ex.Config(**TINY, steps=2, out=tmp_path))
     history = (tmp_path / "metrics.csv").read_bytes()
-    start = ex.preset(ex.Config(resume=True, out=tmp_path))
+    start = ex.preset(ex.Config(resume="yes", out=tmp_path))
     assert start.channels == 2
     config = tyro.cli(ex.Config, default=start, args=["--resume", "--steps", "4", "--channels", "4"])
     with pytest.raises(UserError, match=r"checkpoint.npz has another architecture \(0\.\S+ has shape \(.+\) in it"):
@@ -524,11 +524,11 @@ def test_checkpoint_that_is_another_is_refused(made_up, tmp_path):
     content = (tmp_path / "checkpoint.npz").read_bytes()
     (tmp_path / "checkpoint.npz").write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match=r"checkpoint.npz is damaged"):
-        ex.preset(ex.Config(resume=True, out=tmp_path))
+        ex.preset(ex.Config(resume="yes", out=tmp_path))
     with zipfile.ZipFile(tmp_path / "checkpoint.npz", "w") as file:  # its sums are right, but what is in it is no array
         file.writestr("0.npy", bytes(100))
     with pytest.raises(UserError, match=r"checkpoint.npz is damaged"):
-        ex.preset(ex.Config(resume=True, out=tmp_path))
+        ex.preset(ex.Config(resume="yes", out=tmp_path))
     assert (tmp_path / "metrics.csv").read_bytes() == history
 
 
@@ -559,7 +559,7 @@ def test_checkpoint_keeps_every_bit(tmp_path):
     first = small_run(tmp_path, learning_rate=0.3)
     checkpoint.save_jax(first, 5, state)
     zeros = jax.tree.map(jnp.zeros_like, state)
-    config = load(15).Config(out=tmp_path, resume=True, steps=9)
+    config = load(15).Config(out=tmp_path, resume="yes", steps=9)
     found, step, run_state = checkpoint.resume_jax(config, zeros)
     assert step == 5
     assert run_state == first.state()
@@ -577,7 +577,7 @@ def test_damaged_checkpoints(tmp_path):
     checkpoint.save_jax(small_run(tmp_path), 5, state)
     path = tmp_path / "checkpoint.npz"
     content = path.read_bytes()
-    config = load(15).Config(out=tmp_path, resume=True, steps=9)
+    config = load(15).Config(out=tmp_path, resume="yes", steps=9)
     for cut in [0, 1, 30, len(content) // 2, len(content) - 1]:
         path.write_bytes(content[:cut])
         with pytest.raises(UserError, match="is damaged, or it is not a checkpoint"):

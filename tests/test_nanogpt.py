@@ -1,6 +1,9 @@
 """Exercise 16: characters of Shakespeare, against exercise 13, nanoGPT's numbers and transformers' GPT-2."""
 
+import gzip
+import inspect
 import io
+import json
 import math
 import os
 import pickle
@@ -18,6 +21,7 @@ from common.record import Run
 
 import pytest
 import torch
+import tyro
 from helpers import check_causality, cut_off, load, load_beside, one_sentence, read_metrics, run, train_py
 
 CPU = torch.device("cpu")
@@ -130,7 +134,7 @@ def test_overfits(ex):
     torch.manual_seed(0)
     model = ex.Transformer(config, 50)
     words = torch.randint(50, (4, 17))
-    optimizer = ex.make_optimizer(ex.Config(**SMALL, learning_rate=0.01), model)
+    (optimizer,) = ex.make_optimizers(ex.Config(**SMALL, learning_rate=0.01), model)
     for _ in range(200):
         loss = ex.loss_fn(model(words[:, :-1]), words[:, 1:])
         optimizer.zero_grad()
@@ -161,7 +165,7 @@ def transformers():
 def test_from_transformers(ex, script, transformers, tmp_path):
     theirs = gpt2(transformers)
     theirs.save_pretrained(tmp_path / "theirs")
-    config, ours = script("pretrained").from_hugging_face(tmp_path / "theirs", heads=2)
+    config, ours = script("pretrained").from_hugging_face(tmp_path / "theirs")
     words = torch.randint(50, (3, 16))
     answer = theirs(words, labels=words)
     logits = ours.eval()(words)
@@ -174,7 +178,7 @@ def test_from_transformers(ex, script, transformers, tmp_path):
 @pytest.mark.parametrize("bias", [False, True])
 def test_to_transformers(ex, script, transformers, tmp_path, bias):
     config, ours = new_model(ex, bias=bias)
-    script("pretrained").to_hugging_face(config, ours, tmp_path / "ours")
+    script("pretrained").to_hugging_face(ours, list("abc"), tmp_path / "ours")
     theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "ours").eval()
     words = torch.randint(50, (3, 16))
     torch.testing.assert_close(theirs(words).logits, ours.eval()(words), atol=1e-4, rtol=1e-4)
@@ -235,7 +239,7 @@ def test_batches_follow_from_seed_and_step(ex):
 
 def test_decay_groups(ex):
     _, model = new_model(ex, bias=True)
-    matrices, vectors = ex.make_optimizer(ex.Config(), model).param_groups
+    matrices, vectors = ex.make_optimizers(ex.Config(), model)[0].param_groups
     names = {id(param): name for name, param in model.named_parameters()}
     decayed = {names[id(param)] for param in matrices["params"]}
     assert (matrices["weight_decay"], vectors["weight_decay"]) == (0.1, 0.0)
@@ -246,8 +250,19 @@ def test_decay_groups(ex):
 
 def test_betas_are_nanogpts(ex):
     """For Shakespeare; exercise 17 has those for GPT-2."""
-    groups = ex.make_optimizer(ex.Config(), new_model(ex)[1]).param_groups
-    assert [group["betas"] for group in groups] == [(0.9, 0.99)] * 2
+    for betas, flags in (((0.9, 0.99), {}), ((0.8, 0.7), {"beta1": 0.8, "beta2": 0.7})):
+        (adamw,) = ex.make_optimizers(ex.Config(**flags), new_model(ex)[1])
+        assert [group["betas"] for group in adamw.param_groups] == [betas] * 2
+
+
+def test_muon_learns(ex, text, tmp_path):
+    """The matrices in the blocks are Muon's, and a run with it can be resumed (what it does: exercise 17's tests)."""
+    assert inspect.getsource(ex.make_optimizers) == inspect.getsource(load(17).make_optimizers)
+    fields = {"text": text, "eval_every": 5, "muon": True, "learning_rate": 0.01, "warmup_steps": 1}
+    metrics = train(ex, tmp_path, steps=20, **fields)
+    assert metrics["validation_loss"] < 2.8  # that of the characters' frequencies is 2.84
+    train(ex, tmp_path, steps=22, **fields, resume="yes")
+    assert list(read_metrics(tmp_path)["train", "loss"]) == list(range(22))
 
 
 def test_learning_rate(ex):
@@ -262,7 +277,9 @@ def test_learning_rate(ex):
     assert [ex.learning_rate(long, step) for step in range(5)] == pytest.approx([0.05, 0.1, 0.15, 0.2, 0.25])
 
 
-def test_gradients_are_clipped(ex, text, tmp_path, monkeypatch):
+@pytest.mark.parametrize("grad_clip", [1.0, 0.25, 0.0])
+def test_gradients_are_clipped(ex, text, tmp_path, monkeypatch, grad_clip):
+    """To the flag's norm; 0 is no clipping. What is recorded is the norm before, and the rate of the step."""
     seen = []
 
     def step(self, closure=None):
@@ -272,8 +289,13 @@ def test_gradients_are_clipped(ex, text, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
     monkeypatch.setattr(ex, "loss_fn", lambda logits, y: 1000 * logits.logsumexp(-1).mean())
     monkeypatch.setattr(ex, "evaluate", lambda model, x, y: {"loss": 1.0})
-    train(ex, tmp_path / "out", text=text, steps=3)
-    assert seen == pytest.approx([1.0] * 3, rel=1e-3)
+    train(ex, tmp_path / "out", text=text, steps=3, grad_clip=grad_clip)
+    recorded = read_metrics(tmp_path / "out")
+    norms = list(recorded["train", "grad_norm"].values())
+    assert min(norms) > 10
+    assert seen == pytest.approx([grad_clip] * 3 if grad_clip else norms, rel=1e-3)
+    rates = [ex.learning_rate(ex.Config(**SMALL, steps=3), step) for step in range(3)]
+    assert list(recorded["train", "lr"].values()) == rates
 
 
 def test_beats_its_baseline(text, tmp_path):
@@ -303,6 +325,25 @@ def test_flags_win_over_the_preset(ex, tmp_path):
     assert result.returncode == 0, result.stderr
     config = checkpoint.read_torch(ex.Config, tmp_path / "dry_run" / "checkpoint.pt")["config"]
     assert (config.preset, config.compile, config.dropout, config.layers) == ("nanogpt", True, 0.25, 2)
+
+
+def test_profile(ex, text, tmp_path):
+    """A trace of as many steps as were asked for, which does not change the training."""
+    train(ex, tmp_path / "plain", text=text, steps=8)
+    train(ex, tmp_path / "traced", text=text, steps=8, profile=3)
+    with gzip.open(tmp_path / "traced" / "trace.json.gz") as file:
+        names = [event.get("name") for event in json.load(file)["traceEvents"]]
+    assert names.count("Optimizer.step#AdamW.step") == 3
+    assert not (tmp_path / "plain" / "trace.json.gz").exists()
+    assert read_metrics(tmp_path / "traced") == read_metrics(tmp_path / "plain")
+
+
+def test_profile_of_jax(tmp_path):
+    ex = load(14)
+    config = tyro.cli(ex.Config, args=["--dry-run", "--profile", "1", "--device", "cpu", "--out", str(tmp_path)])
+    ex.main(config)
+    with gzip.open(tmp_path / "dry_run" / "trace.json.gz") as file:
+        assert b"train_steps" in file.read()
 
 
 def test_speed():
@@ -349,7 +390,7 @@ def test_losses_on_a_gpu_are_read_later(ex, tmp_path):
 
     with Run(ex.Config(out=tmp_path), {"ln V": 1.0}) as run_:
         for step in range(14):
-            run_.record(step, "train", loss=OnGpu(float(step)))
+            run_.record(step, "train", loss=OnGpu(float(step)), lr=0.1)
             assert OnGpu.read == (10 if step >= 10 else 0)
         run_.record(14, "validation", loss=0.5)
         assert OnGpu.read == 14
@@ -373,7 +414,7 @@ def test_exact_resume(ex, text, tmp_path, cut):
         train(ex, tmp_path / "cut", **fields)
     assert checkpoint.read_torch(ex.Config, tmp_path / "cut" / "checkpoint.pt")["step"] == cut // 4 * 4
     torch.manual_seed(1234)
-    train(ex, tmp_path / "cut", **fields, resume=True)
+    train(ex, tmp_path / "cut", **fields, resume="yes")
     for name in ("metrics.csv", "samples.txt"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     whole, resumed = (checkpoint.read_torch(ex.Config, tmp_path / name / "checkpoint.pt") for name in ("whole", "cut"))
@@ -421,7 +462,7 @@ def test_flags_win_over_the_checkpoint(ex, text, tmp_path, monkeypatch):
         return step(self, closure)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", spy)
-    train(ex, tmp_path / "out", text=text, steps=6, resume=True, weight_decay=0.7, learning_rate=0.3, warmup_steps=1)
+    train(ex, tmp_path / "out", text=text, steps=6, resume="yes", weight_decay=0.7, learning_rate=0.3, warmup_steps=1)
     assert [decay for decay, _ in seen] == [0.7, 0.7]
     assert all(rate < 0.3 for _, rate in seen)
     assert seen[0][1] > 0.01
@@ -441,7 +482,7 @@ def test_checkpoint_of_another_model(ex, text, tmp_path, changes, message):
     train(ex, tmp_path / "out", text=text, steps=2)
     before = (tmp_path / "out" / "metrics.csv").read_bytes()
     with pytest.raises(UserError, match=message):
-        train(ex, tmp_path / "out", **{"text": text, "steps": 4, "resume": True} | changes)
+        train(ex, tmp_path / "out", **{"text": text, "steps": 4, "resume": "yes"} | changes)
     assert (tmp_path / "out" / "metrics.csv").read_bytes() == before
 
 
@@ -530,8 +571,9 @@ def test_nothing_in_a_checkpoint_is_believed(ex, text, tmp_path, change):
     change(state)
     torch.save(state, path)
     before = {file: file.read_bytes() for file in (tmp_path / "out").iterdir()}
-    with pytest.raises(UserError, match="checkpoint.pt is (damaged, or it is not a checkpoint|for another vocabulary)"):
-        train(ex, tmp_path / "out", text=text, steps=4, resume=True)
+    refused = "checkpoint.pt (is damaged, or it is not a checkpoint|is for another vocabulary|holds a model alone)"
+    with pytest.raises(UserError, match=refused):
+        train(ex, tmp_path / "out", text=text, steps=4, resume="yes")
     assert {file: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before
 
 
@@ -542,7 +584,7 @@ def test_a_checkpoint_names_no_file_elsewhere(ex, text, tmp_path):
     state = torch.load(path, weights_only=True)
     state["run"]["sizes"]["../precious"] = 10
     torch.save(state, path)
-    train(ex, tmp_path / "out", text=text, steps=4, resume=True)
+    train(ex, tmp_path / "out", text=text, steps=4, resume="yes")
     assert (tmp_path / "precious").read_text() == "a file outside --out"
 
 
@@ -567,7 +609,7 @@ def test_a_run_that_stopped_before_its_end_is_finished(ex, text, tmp_path, monke
             patch.setattr(holder, name, stop)
             train(ex, out, **fields)
         assert not (out / "loss.png").exists()
-        metrics = train(ex, out, **fields, resume=True)
+        metrics = train(ex, out, **fields, resume="yes")
         assert metrics["validation_loss"] == read_metrics(out)["validation", "loss"][6]
         assert (out / "result.json").exists()
         assert (out / "loss.png").exists()
@@ -584,7 +626,7 @@ def test_checkpoint_of_another_text(ex, text, tmp_path):
     train(ex, tmp_path / "out", text=text, steps=2)
     text.write_text(text.read_text().replace("dog", "fox"))
     with pytest.raises(UserError, match="another vocabulary"):
-        train(ex, tmp_path / "out", text=text, steps=4, resume=True)
+        train(ex, tmp_path / "out", text=text, steps=4, resume="yes")
 
 
 def test_dry_run_leaves_a_trained_model_alone(ex, text, tmp_path):
@@ -599,7 +641,7 @@ def test_checkpoint_holds_no_path_of_this_machine(ex, text, tmp_path):
     train(ex, tmp_path / "out", text=text, steps=2)
     (tmp_path / "out").rename(tmp_path / "moved")
     assert checkpoint.read_torch(ex.Config, tmp_path / "moved" / "best.pt")["config"].out == ex.Config.out
-    train(ex, tmp_path / "moved", text=text, steps=4, resume=True)
+    train(ex, tmp_path / "moved", text=text, steps=4, resume="yes")
 
 
 def test_checkpoint_on_a_full_disk(ex, text, tmp_path, monkeypatch):
@@ -612,7 +654,7 @@ def test_checkpoint_on_a_full_disk(ex, text, tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(UserError, match="No space left on device"):
-        train(ex, tmp_path / "out", text=text, steps=4, resume=True)
+        train(ex, tmp_path / "out", text=text, steps=4, resume="yes")
     assert (tmp_path / "out" / "checkpoint.pt").read_bytes() == before
 
 
@@ -622,6 +664,17 @@ def test_best_is_the_least_validation_loss(ex, text, tmp_path, monkeypatch):
     metrics = train(ex, tmp_path / "out", text=text, steps=6, eval_every=2)
     assert checkpoint.read_torch(ex.Config, tmp_path / "out" / "best.pt")["step"] == 2
     assert (metrics["validation_loss"], metrics["least_validation_loss"]) == (2.2, 2.0)
+
+
+def test_checkpoint_from_before_a_flag(ex, text, tmp_path):
+    """What a checkpoint does not have takes its default: a run of weeks outlives a new version of the program."""
+    train(ex, tmp_path, text=text, steps=2)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    for name in ("beta2", "grad_clip", "muon"):
+        del state["config"][name]
+    torch.save(state, tmp_path / "checkpoint.pt")
+    assert checkpoint.load_flags(ex.Config, tmp_path / "checkpoint.pt").beta2 == 0.99
+    train(ex, tmp_path, text=text, steps=4, resume="yes")
 
 
 # torch.compile
@@ -661,6 +714,14 @@ def test_compile_is_passed_over_in_a_dry_run(ex, tmp_path, monkeypatch):
     train(ex, tmp_path, dry_run=True, compile=True)
 
 
+def test_a_text_without_the_default_prompt(ex, tmp_path):
+    """In an alphabet that has none of its characters: the samples continue the first ones of the text."""
+    path = tmp_path / "text.txt"
+    path.write_text("Жизнь прожить — не поле перейти.\n" * 60, encoding="utf-8")
+    train(ex, tmp_path / "out", text=path, steps=2)
+    assert (tmp_path / "out" / "samples.txt").read_text(encoding="utf-8").split("\n")[1].startswith("Жизнь пр")
+
+
 # Bad input
 
 
@@ -669,6 +730,10 @@ def test_compile_is_passed_over_in_a_dry_run(ex, tmp_path, monkeypatch):
     [
         (["--prompt", "we #1"], "--prompt: the vocabulary lacks 'w', '#', '1': use only characters of"),
         (["--prompt", ""], "--prompt is empty"),
+        (["--beta2", 1], "--beta2 must be at least 0 and at most 1"),
+        (["--grad-clip", -1], "--grad-clip must be at least 0"),
+        (["--profile", -1], "--profile must be at least 0"),
+        (["--resume", "maybe"], "--resume: give yes, no or auto"),
         (["--top-k", 30], "--top-k 30 is larger than the vocabulary (29 tokens)"),
         (["--block-size", 2100], "the text's 2100 validation characters must be more than --block-size 2100"),
         (["--channels", 30, "--heads", 4], "--channels 30 must be a multiple of --heads 4"),
@@ -739,7 +804,12 @@ def test_sample_py(ex, text, tmp_path):
     assert len(first) == len(second) == 2 + 7 + 40 + 1
     assert "tokens/s on cpu, with the cache" in cached.stderr
     one_sentence(write("--prompt", "ROMEO#"), "the vocabulary lacks '#'")
-    one_sentence(write("--prompt", ""), "--prompt is empty")
+    for wrong, flag in ((["--prompt", ""], "an empty --prompt"), (["--stop"], "--stop")):
+        one_sentence(write(*wrong), f"a model of characters has no <|endoftext|>, so it cannot take {flag}")
+    (tmp_path / "prompt.txt").write_text("ROMEO:\n")
+    assert write(*flags[2:], "--prompt-file", tmp_path / "prompt.txt").stdout == cached.stdout
+    one_sentence(write("--prompt", "a", "--prompt-file", "b"), "--prompt and --prompt-file both give the text")
+    one_sentence(write("--prompt-file", tmp_path / "none"), "cannot read the text", "name another file")
     one_sentence(write("--top-k", 99), "--top-k 99 is larger than the")
     one_sentence(write("--checkpoint", tmp_path / "none.pt"), "there is no checkpoint")
 
@@ -751,19 +821,23 @@ def test_pretrained_py(ex, script, transformers, text, tmp_path):
         command = [sys.executable, FOLDER / "pretrained.py", *map(str, flags)]
         return subprocess.run(command, capture_output=True, text=True, timeout=100)
 
-    result = convert("--checkpoint", tmp_path / "best.pt", "--export", tmp_path / "folder")
+    result = convert("--init-from", tmp_path / "best.pt", "--export", tmp_path / "folder")
     assert result.returncode == 0, result.stderr
     theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "folder").eval()
     ours, vocab = script("sample").load_model(tmp_path / "best.pt", CPU)
     words = torch.randint(len(vocab), (2, 16))
     torch.testing.assert_close(theirs(words).logits, ours(words), atol=1e-4, rtol=1e-4)
     one_sentence(convert(), "nothing to do")
-    one_sentence(convert("--init-from", "gpt2"), "--weights must name a local copy")
-    one_sentence(convert("--init-from", "gpt2", "--weights", tmp_path / "none"), "there is no", "model.safetensors")
-    wrong = "has layers, heads and channels (2, 2, 16), not (12, 12, 768)"
-    one_sentence(convert("--init-from", "gpt2", "--weights", tmp_path / "folder"), wrong)
+    save = ["--save", tmp_path / "new" / "checkpoint.pt"]
+    (tmp_path / "empty").mkdir()
+    one_sentence(convert("--init-from", tmp_path / "empty", *save), "there is no", "model.safetensors")
+    one_sentence(convert("--init-from", tmp_path / "none", *save), "there is no checkpoint")
+    taken = tmp_path / "checkpoint.pt"
+    one_sentence(
+        convert("--init-from", tmp_path / "folder", "--save", taken), "checkpoint.pt is the checkpoint of a run"
+    )
     (tmp_path / "folder" / "model.safetensors").write_bytes(b"0123456789")
-    one_sentence(convert("--init-from", "gpt2", "--weights", tmp_path / "folder"), "does not hold all weights")
+    one_sentence(convert("--init-from", tmp_path / "folder", *save), "does not hold all weights")
 
 
 def test_gpt2_shape(script, transformers, tmp_path, monkeypatch):
@@ -771,7 +845,7 @@ def test_gpt2_shape(script, transformers, tmp_path, monkeypatch):
     pretrained = script("pretrained")
     theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config())
     theirs.save_pretrained(tmp_path)
-    pretrained.main(pretrained.Config(init_from="gpt2", weights=tmp_path, save=tmp_path / "gpt2.pt"))
+    pretrained.main(pretrained.Config(tmp_path, save=tmp_path / "gpt2.pt"))
     model, vocab = script("sample").load_model(tmp_path / "gpt2.pt", CPU)
     assert sum(param.numel() for param in model.parameters()) == 124_439_808
     assert vocab is None

@@ -408,6 +408,35 @@ def test_program(here):
     )
 
 
+def test_tokens_of_nanogpt(here, capsys, monkeypatch):
+    """A folder with train.bin and val.bin is read as it is, and checked once; what is not GPT-2's tokens is refused."""
+    folder = here / "theirs"
+    folder.mkdir()
+    for name, count in (("train", 500), ("val", 50)):
+        (np.arange(count, dtype=np.uint16) + 50_257 - count).tofile(folder / f"{name}.bin")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    train, val, _ = owt.read(folder)
+    assert (train[0], train[-1], len(train), val[0], len(val)) == (49_757, 50_256, 500, 50_207, 50)
+    assert {path.name: path.read_bytes() for path in folder.glob("*.bin")} == before
+    assert json.loads((folder / "tokens.json").read_text()) == {"train": 500, "val": 50}
+    assert capsys.readouterr().out.count("checking ") == 2
+    owt.read(folder)
+    assert "checking " not in capsys.readouterr().out
+    assert not (here / "data").exists()  # nothing is copied
+    np.full(9, 50_257, np.uint16).tofile(folder / "train.bin")  # the sizes differ: all is checked again
+    with pytest.raises(DataError, match=r"train.bin holds 50257, above the largest token id 50256"):
+        owt.read(folder)
+    assert json.loads((folder / "tokens.json").read_text())["train"] == 500  # not counted before it is checked
+    np.arange(9, dtype=np.uint16).tofile(folder / "train.bin")
+    (folder / "val.bin").write_bytes(b"odd")
+    with pytest.raises(DataError, match=r"val.bin does not hold GPT-2's tokens as 16-bit numbers: give another folder"):
+        owt.read(folder)
+    np.arange(9, dtype=np.uint16).tofile(folder / "val.bin")
+    (folder / "meta.pkl").write_bytes(b"")  # of nanoGPT's shakespeare_char: characters
+    with pytest.raises(DataError, match=r"train.bin does not hold GPT-2's tokens"):
+        owt.read(folder)
+
+
 def test_damaged_tokens(here, capsys):
     """A file of another size is made again; one that holds what is no token is for the user to delete."""
     path = write_documents(here / "docs.jsonl", TEXTS * 5)

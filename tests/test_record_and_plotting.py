@@ -402,10 +402,64 @@ def test_pictures_are_files(tmp_path):
 def test_a_new_run_starts_every_file_anew_that_anything_writes():
     """The names in the sources of what writes into out/ are those that Run deletes or cuts back."""
     written = set()
-    for module in ("plotting", "checkpoint", "record"):
+    for module in ("plotting", "checkpoint", "record", "speed"):
         source = (ROOT / "common" / f"{module}.py").read_text(encoding="utf-8")
-        written |= set(re.findall(r'out / "([a-z]+\.\w+)"', source)) | set(re.findall(r'_write_json\("(\S+)"', source))
+        written |= set(re.findall(r'out / "([a-z]+(?:\.\w+)+)"', source)) | set(
+            re.findall(r'_write_json\("(\S+)"', source)
+        )
     assert written == set(record.RUN_FILES)
+
+
+def long_run(out, steps=30):
+    with Run(Config(out), {"ln 2": math.log(2)}) as run:
+        for step in run.steps(steps):
+            if step % 10 == 0:
+                run.record(step, "validation", loss=1 / (step + 1), accuracy=0.5)
+            run.record(step, "train", loss=1 / (step + 1), lr=0.1 * step, grad_norm=2.0 + step)
+
+
+def test_learning_rate_and_gradient_norm_have_a_panel(tmp_path, monkeypatch):
+    long_run(tmp_path)
+    monkeypatch.setattr(plotting, "save", lambda figure, path: figures.append(figure))
+    figures = []
+    plotting.plot_loss(tmp_path, "nats")
+    axes = {ax.get_ylabel(): ax for ax in figures[0].axes}
+    assert list(axes) == [
+        "loss (nats)",
+        "norm of the gradient, before clipping",
+        "error (% of samples)",
+        "learning rate",
+    ]
+    assert axes["norm of the gradient, before clipping"].lines[0].get_ydata().tolist() == [2.0 + i for i in range(30)]
+    assert axes["learning rate"].lines[0].get_ydata().tolist() == [0.1 * step for step in range(30)]
+
+
+def test_tensorboard(tmp_path):
+    """Every value of metrics.csv, under its metric and split; written twice, it has each once."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    long_run(tmp_path)
+    command = [sys.executable, "-m", "common.plotting", "--tensorboard"]
+    for _ in range(2):
+        result = subprocess.run([*command, tmp_path], capture_output=True, text=True, timeout=100)
+        assert result.returncode == 0, result.stderr
+    assert result.stdout == f"{tmp_path / 'tensorboard'}\n"
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    series = read_metrics(tmp_path)
+    assert set(events.Tags()["scalars"]) == {f"{metric}/{split}" for split, metric in series}
+    for (split, metric), values in series.items():
+        found = {event.step: event.value for event in events.Scalars(f"{metric}/{split}")}
+        assert found == pytest.approx(values, rel=1e-6)
+        assert len(events.Scalars(f"{metric}/{split}")) == len(values)
+    with pytest.raises(UserError, match=r"there is no .*none/metrics\.csv"):
+        plotting.draw((tmp_path / "none",), tensorboard=True)
+
+
+def test_without_tensorboard(tmp_path, monkeypatch):
+    long_run(tmp_path)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(UserError, match="TensorBoard is not installed: pip install tensorboard"):
+        plotting.draw((tmp_path,), tensorboard=True)
 
 
 def test_picture_that_cannot_be_written(tmp_path):

@@ -17,7 +17,7 @@ MEASURED = {  # flags of the run that the README's figure is of, where they are 
 }
 NO_DIFFERENCE = {  # flags that say where, how fast, or how often is looked, and not what is trained
     *("seed", "out", "device", "workers", "compile", "micro_batch", "timeout", "resume", "overwrite", "eval_every"),
-    *("prompt", "max_new_tokens", "temperature", "top_k", "top_p"),
+    *("profile", "prompt", "max_new_tokens", "temperature", "top_k", "top_p"),
     "epochs",  # the record has them in steps, too
 }
 CLASSES = {4: 3, 5: 3, 6: 3, **dict.fromkeys((7, 8, 9, 10, 14), 10)}  # of the exercises' data

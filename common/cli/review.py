@@ -17,7 +17,7 @@ from common.curriculum import ROOT, Exercise
 
 SAMPLE = 6000  # characters of samples.txt that are shown, the last ones
 RUN = ("seed", "seconds", "device", "date")  # what is shown of result.json beside its tables
-SAME = ("seed", "out", "dry_run", "overwrite", "resume")  # flags whose change needs no mark
+SAME = ("seed", "out", "dry_run", "overwrite", "resume", "profile")  # flags whose change needs no mark
 ROWS = 100  # of a table
 WORST_FIRST = ("short", "note", "ok")
 FROM_NOTHING = 0.3  # a program that shares fewer of its lines with the reference was not made from it

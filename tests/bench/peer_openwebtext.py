@@ -154,7 +154,7 @@ def their_losses(checkout: Path, ex, config, same_rate: bool) -> list[float]:
     """Train nanoGPT's model as its train.py does, on the batches of ours, and return the loss of every step."""
     torch.manual_seed(config.seed)
     device = torch_device(config.device)
-    ours = ex.Transformer(config, ex.VOCAB_SIZE)
+    ours = ex.Transformer(config, config.vocab_size)
     bfloat16 = config.bfloat16 and ex.speed.has_bfloat16(device)
     model = their_model(checkout, config, ours).to(device)
     with contextlib.redirect_stdout(io.StringIO()):
@@ -211,7 +211,7 @@ def step() -> None:
     for compiled in (False, True):
         for size in (4, 8, 16):
             torch._dynamo.reset()
-            model = ex.Transformer(config, ex.VOCAB_SIZE)
+            model = ex.Transformer(config, config.vocab_size)
             model.bfloat16 = config.bfloat16 and ex.speed.has_bfloat16(tokens.device)
             (optimizer,), fast = ex.make_optimizers(config, model), torch.compile(model) if compiled else model
             times = []

@@ -243,7 +243,7 @@ def checkpoints(folder: Path) -> list[Reader]:
         config.steps += 1
         torch.manual_seed(0)
         model = nanogpt.Transformer(config, len(vocab))
-        optimizer = nanogpt.make_optimizer(config, model)
+        (optimizer,) = nanogpt.make_optimizers(config, model)
         step, state = checkpoint.resume_torch(config, vocab, model, optimizer)
         try:
             with Run(config, {"ln V": 1.0}, "cpu", state):

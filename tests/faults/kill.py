@@ -131,5 +131,5 @@ def torchrun(signal, who, flags, rng, out, whole) -> Case:
     lost = tiny.not_the_same(out, whole, finished=False)
     if not lost and signal == SIGTERM and tiny.rows(out):
         lost = not_saved(out)
-    again = end(start(new_python(*command, *(tiny.resume(17) if tiny.has_checkpoint(out) else []))), 180)
+    again = end(start(new_python(*command, *(["--resume"] if tiny.has_checkpoint(out) else []))), 180)
     return Case(fault, what, lost or wrong_end(again, (0,)) or tiny.not_the_same(out, whole))

@@ -35,11 +35,6 @@ def inputs(folder: Path) -> dict[int, list[object]]:
     }
 
 
-def resume(number: int) -> list[str]:
-    """Return the flag with which an exercise goes on."""
-    return ["--resume", "yes"] if number == 17 else ["--resume"]
-
-
 def has_checkpoint(out: Path) -> bool:
     """Return whether there is a checkpoint to go on from."""
     return (out / "checkpoint.pt").exists() or (out / "checkpoint.npz").exists()
@@ -80,7 +75,7 @@ def not_the_same(out: Path, whole: Path, finished: bool = True) -> str:
 
 def finish(number: int, flags: list[object], out: Path, whole: Path) -> str:
     """Go on with a broken run, or begin anew where it has no checkpoint; return what was lost."""
-    more = resume(number) if has_checkpoint(out) else []
+    more = ["--resume"] if has_checkpoint(out) else []
     ended = run(exercise(number, *flags, "--out", out, *more))
     lost = wrong_end(ended, (0,)) or not_the_same(out, whole)
     return lost and f"{more[0] if more else 'begun anew'}: {lost}"

@@ -66,7 +66,7 @@ def one_folder(number: int, flags: list[object], out: Path) -> Iterator[Case]:
     """Yield cases of two runs into one --out: the second, at the same time or later, costs nobody anything."""
     whole = out.with_name(f"{number} alone")
     yield tiny.unbroken(number, flags, whole)
-    for more in ([], tiny.resume(number)):
+    for more in ([], ["--resume"]):
         shutil.rmtree(out, ignore_errors=True)
         process = start(exercise(number, *flags, "--out", out))
         wait_for(lambda: tiny.has_checkpoint(out), process)
