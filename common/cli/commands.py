@@ -28,8 +28,16 @@ Folder = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
 
 
 @app.command(name="list")
-def list_exercises() -> None:
-    """Show the tree of exercises: number, folder, framework, the last run in its out/, the curriculum's sentence."""
+def list_exercises(questions: bool = False) -> None:
+    """Show the tree of exercises: number, folder, framework, the last run in its out/, the curriculum's sentence.
+
+    Args:
+        questions: show the questions that go further instead, and whether what was predicted held when you ran them
+    """
+    if questions:
+        from common.cli.questions import print_questions
+
+        return print_questions(console)
     there = course.built()
     width = min(shutil.get_terminal_size().columns, 120)
     for exercise, branch, below in course.walk():

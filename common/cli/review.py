@@ -11,6 +11,7 @@ from common.cli.diff import COUNTED, stat
 from common.cli.folder import SHOWN, Folder, defaults, is_portable, read_folder, size, visible
 from common.cli.html import code_lines, data_uri, diff_parts, render
 from common.cli.judge import Finding, judge
+from common.cli.questions import answered
 from common.curriculum import ROOT, Exercise
 
 SAMPLE = 6000  # characters of samples.txt that are shown, the last ones
@@ -74,6 +75,7 @@ def review_page(exercise: Exercise, folder: Folder, with_folder: bool = False, b
         findings=[*outdated(folder), *judge(exercise, folder)],
         result=result,
         problems=folder.problems,
+        questions=answered(folder.path),
         tables=tables,
         any_changed=any(changed for _, _, changed in config),
         pictures=[(name, data_uri(kind, data)) for name, kind, data in folder.pictures],
