@@ -46,7 +46,7 @@ LOSSES = {  # Crammer & Singer (2001) count only the worst of the wrong classes
     "SVM, Crammer–Singer": lambda logits, y: torch.relu(
         others(logits, y).scatter(1, y[:, None], -1e9).amax(1) + 1
     ).mean(),
-    "perceptron": lambda logits, y: others(logits, y).amax(1).mean(),
+    "perceptron": lambda z, y: others(z, y).amax(1).mean(),
 }
 
 
