@@ -201,7 +201,10 @@ def test_01_landscape(tmp_path):
     q = load_beside(1, "landscape")
     rng = np.random.default_rng(0)
     x, y = rng.normal(1.0, 2.0, 500), rng.normal(size=500)
-    loss = lambda params: q.ex01.loss_fn(q.ex01.forward(params, x), y)
+
+    def loss(params):
+        return q.ex01.loss_fn(q.ex01.forward(params, x), y)
+
     best = np.polyfit(x, y, 1)
     for off in rng.normal(size=(5, 2)):  # the loss is the quadratic that the Hessian says, to the last digits
         assert loss(best + off) == pytest.approx(loss(best) + off @ q.hessian(x) @ off / 2)
@@ -210,8 +213,9 @@ def test_01_landscape(tmp_path):
     np.testing.assert_allclose(walked[50] - best, np.linalg.matrix_power(shrink, 50) @ (walked[0] - best), atol=1e-9)
     held = q.main(q.Config(out=tmp_path, dry_run=True))["largest_stable_step"]
     assert 0.98 < held < 1.02
-    q.ex01.whiten = lambda x: x
-    assert not 0.98 < q.main(q.Config(out=tmp_path, dry_run=True))["largest_stable_step"] < 1.02
+    x, y, _ = q.ex01.make_data(q.ex01.Config(), rng)
+    raw = 2 * x + 1  # not whitened
+    assert not 0.98 < q.largest_stable_step(raw, y, np.polyfit(raw, y, 1), 1, 500) < 1.02
 
 
 def test_02_autograd(tmp_path):
@@ -240,10 +244,6 @@ def test_02_autograd(tmp_path):
         node = node + 0.0
     (node * first).backward()
     assert first.grad == 2  # both ways count
-    losses, _ = q.run(
-        q.Node, *(part.numpy() for part in q.ex02.make_data(q.ex02.Config(), np.random.default_rng(0))[:2]), 0, 5
-    )
-    assert len(losses) == 5
 
 
 def test_02_autograd_gives_the_losses_of_the_exercise(tmp_path):
@@ -311,9 +311,6 @@ def test_04_losses(tmp_path):
     probs = torch.tensor([[0.75, 0.25, 0.0]] * 4).clamp(1e-12)
     assert q.reliability(probs.log(), torch.tensor([0, 0, 0, 1]))[1] == pytest.approx(0, abs=1e-6)
     assert q.reliability(probs.log(), torch.tensor([0, 0, 1, 1]))[1] == pytest.approx(0.25, abs=1e-6)
-    q.LOSSES = {
-        name: q.LOSSES[name] for name in ("softmax", "SVM, Weston–Watkins", "SVM, Crammer–Singer", "perceptron")
-    }
     right = q.main(q.Config(out=tmp_path, dry_run=True))
     assert right["calibration_error_svm"] > 0.05
     wrong = q.main(q.Config(out=tmp_path, dry_run=True, scale=3.0))
@@ -352,9 +349,11 @@ def test_05_by_hand(tmp_path):
     for ours, true in zip(q.backward(arrays, x.numpy(), y.numpy()), truth):
         np.testing.assert_allclose(ours, true.numpy(), rtol=0, atol=1e-12)
     picked = q.pick(params, 60, 0)
-    flagged = lambda gradient: (
-        q.relative_errors(gradient(arrays, x.numpy(), y.numpy()), params, x, y, 1e-5, picked) > 1e-4
-    ).any()
+
+    def flagged(gradient):
+        grads = gradient(arrays, x.numpy(), y.numpy())
+        return (q.relative_errors(grads, params, x, y, 1e-5, picked) > 1e-4).any()
+
     assert not flagged(q.planted("", ""))
     source = q.inspect.getsource(q.backward)
     for before, after in (*[change for bug, change in q.BUGS.items() if bug != "no bug"], *WRONG):
@@ -381,7 +380,10 @@ def test_05_signals():
     q = load_beside(5, "signals")
     torch.manual_seed(0)
     torch.set_default_dtype(torch.float64)
-    rule = lambda n: 1.5 / n
+
+    def rule(n):
+        return 1.5 / n
+
     widths = [200] * 9
     forward, backward = q.signals(torch.randn(500, 200), q.weights(widths, rule), lambda x: x)
     np.testing.assert_allclose(forward[1:] / forward[:-1], 1.5**0.5, rtol=0.15)  # of a linear network, in closed form
