@@ -86,6 +86,7 @@ def draw(sizes, plain, ridge, n):
 
 
 def main(config: Config) -> dict[str, float]:
+    config.num_samples = min(config.num_samples, 30) if config.dry_run else config.num_samples
     (x, y), (test_x, test_y) = mnist(dry_run=config.dry_run)
     x, test_x = (np.reshape(images, (len(images), -1)) / 255 for images in (x[:3_000], test_x[:1_000]))
     y, test_y = np.eye(10)[y[:3_000]], np.eye(10)[test_y[:1_000]]  # (N, K)

@@ -85,7 +85,8 @@ def main(config: Config) -> dict[str, float]:
     x, y = x[: config.batch_size], y[: config.batch_size]  # (B, H, W), (B,)
     norms, ratios = {}, []
     for name, (shortcuts, scale) in KINDS.items():
-        params = ex10.init_params(jax.random.key(config.seed), ex10.Config(blocks=config.blocks, shortcuts=shortcuts))
+        blocks = min(config.blocks, 2) if config.dry_run else config.blocks
+        params = ex10.init_params(jax.random.key(config.seed), ex10.Config(blocks=blocks, shortcuts=shortcuts))
         for block in chain.from_iterable(params["stages"]):
             block["conv2"]["scale"] = jnp.full_like(block["conv2"]["scale"], scale)
         norms[name] = np.array(gradient_norms(params, x, y))  # (blocks,)
