@@ -74,7 +74,7 @@ def draw(curves, spectra, room, taps):
     for up, color, name in ((0.9, SAFE[2], "music"), (0.75, SAFE[3], "music, whitened")):
         left.plot(taps[name], color=color, linewidth=1.2)
         label(left, len(room) * 0.4, room.max() * up, f"learnt from {name}", color)
-    for color, place, up, (name, off) in zip(SAFE, (4, 100, 60, 14), (-12, 18, 9, 16), curves.items()):
+    for color, place, up, (name, off) in zip(SAFE, (4, 100, 400, 3), (-12, 18, 12, 0), curves.items()):
         middle.plot(np.arange(1, len(off) + 1), off, color=color)
         label(middle, place, off[min(place, len(off)) - 1], name, color, (8, up))
     middle.axvline(300, color="0.6", linestyle=":")
@@ -83,7 +83,7 @@ def draw(curves, spectra, room, taps):
         hertz = np.linspace(0, RATE / 2, len(power))
         right.plot(hertz, power / power.mean(), color=color)
         label(right, hertz[-1] * 0.7, np.median(power[len(power) // 2 :] / power.mean()), name, color, (0, 12))
-    left.set(xlabel="samples ago", ylabel="loudness of the echo")
+    left.set(xlabel="samples ago (dots: the room)", ylabel="loudness of the echo")
     right.set(yscale="log", xlabel="frequency (Hz)", ylabel="power, as a multiple of the mean")
     return figure
 

@@ -90,7 +90,7 @@ def draw(accuracies, curves, off, bayes):
     label(left, 100 * bayes, -0.4, "Bayes, predicted for all but the last", "0.3", (-10, 0), ha="right")
     left.set(xlabel="accuracy (%)", yticks=[], ylim=(3.6, -0.7))
     right.plot([1 / 3, 1], [1 / 3, 1], ":", color="0.3")
-    right.set(xlabel="probability said of the likeliest class", ylabel="share that is right", xlim=(0.1, 1.02))
+    right.set(xlabel="probability said of the likeliest class", ylabel="share that is right", xlim=(0.03, 1.02))
     return figure
 
 

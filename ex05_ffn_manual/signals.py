@@ -76,8 +76,9 @@ def draw(forward, backward, accuracies):
             ax.plot(np.arange(1, len(values) + 1), values, style, color=color, linewidth=1.3)
             if variance != "0.01²" and (activation == "ReLU" or (ax is middle and activation == "sigmoid")):
                 label(ax, len(values) + 1 if at else 1, values[at], f"{activation} {variance}", color, (4, -8))
-    label(middle, 8, 1e3, "tanh 1/n and 2/n", SAFE[1])
-    label(left, 11, 1e-18, "dotted: σ = 0.01\n(sigmoids are level at ½)", "0.3", (20, 0))
+    label(middle, 1, 4e3, "level: ReLU 2/n, tanh 1/n and 2/n")
+    label(left, 11, 10, "level: sigmoid, tanh, ReLU 2/n")
+    label(left, 21, 1e-17, "dotted: σ = 0.01")
     table = np.array([[accuracies[a, v] for v in VARIANCES] for a in ACTIVATIONS])
     right.imshow(table, cmap="Blues", vmin=0.3, vmax=1.2)
     for (row, column), value in np.ndenumerate(table):
@@ -85,8 +86,8 @@ def draw(forward, backward, accuracies):
     right.set_xticks(range(3), [f"σ² = {variance}" for variance in VARIANCES])
     right.set_yticks(range(3), list(ACTIVATIONS))
     right.grid(False)
-    left.set(yscale="log", xlabel="layer", ylim=(1e-24, 1e4), xlim=(0, 42))
-    middle.set(yscale="log", xlabel="layer", ylim=(1e-24, 1e4))
+    left.set(yscale="log", xlabel="layer", ylim=(1e-24, 1e5), xlim=(0, 42))
+    middle.set(yscale="log", xlabel="layer", ylim=(1e-24, 1e5))
     return figure
 
 
@@ -95,8 +96,7 @@ def main(config: Config) -> dict[str, float]:
     torch.set_default_dtype(torch.float64)
     config.steps = 3 if config.dry_run else config.steps
     x, y, _ = ex05.make_data(ex05.Config(), np.random.default_rng(config.seed))
-    forward, backward, accuracies, factors = {}, {}, {}, {}
-    inputs = torch.randn(100, config.width)
+    inputs, forward, backward, accuracies, factors = torch.randn(100, config.width), {}, {}, {}, {}
     for key in product(ACTIVATIONS, VARIANCES):
         activation, variance = ACTIVATIONS[key[0]], VARIANCES[key[1]]
         forward[key], backward[key] = signals(

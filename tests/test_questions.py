@@ -351,7 +351,10 @@ def test_05_by_hand(tmp_path):
     picked = q.pick(params, 60, 0)
 
     def flagged(gradient):
-        grads = gradient(arrays, x.numpy(), y.numpy())
+        try:
+            grads = gradient(arrays, x.numpy(), y.numpy())
+        except ValueError:  # of shapes that do not fit
+            return True
         return (q.relative_errors(grads, params, x, y, 1e-5, picked) > 1e-4).any()
 
     assert not flagged(q.planted("", ""))
