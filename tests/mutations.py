@@ -818,8 +818,8 @@ COMMON = {
         ),
         (
             "record-dry-run-over-a-real-one",
-            'config.out / "dry_run" if config.dry_run else config.out',
-            "config.out",
+            'self.out = config.out / "dry_run" if config.dry_run else config.out',
+            "self.out = config.out",
             "nanogpt::dry_run_leaves_a_trained_model_alone",
         ),
         (
