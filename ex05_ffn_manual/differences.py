@@ -4,7 +4,7 @@
 
 Predicted, by Taylor's series: the error of a central difference falls as h², that of a forward difference as h, until
 rounding takes over and it rises as 1/h. Measured: against autograd, on exercise 5's network and on a single layer,
-which has no ReLU. 12 CPU seconds.
+which has no ReLU. 11 CPU seconds.
 """
 
 from dataclasses import dataclass

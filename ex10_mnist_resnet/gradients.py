@@ -3,7 +3,7 @@
     python ex10_mnist_resnet/gradients.py
 
 Predicted: past 32 blocks almost unchanged, if they have shortcuts and start as those alone; without shortcuts a hundred
-times larger or smaller. Measured: in new networks. 40 CPU seconds.
+times larger or smaller. Measured: in new networks. 35 CPU seconds.
 """
 
 from dataclasses import dataclass
@@ -70,12 +70,12 @@ def draw(norms):
     figure, (ax,) = panels(
         "Norm of the loss's gradient by what enters a block, in new networks", widths=(7.5,), height=5
     )
-    for color, up, (name, values) in zip(SAFE, (-10, 10, 10), norms.items()):
+    for color, (name, values) in zip(SAFE, norms.items()):
         ax.plot(np.arange(1, len(values) + 1), values, "o-", color=color, markersize=3)
-        label(ax, 1 + len(values) // 5, values[len(values) // 5], name, color, (4, up))
+        label(ax, 1 + len(values) // 5, values[len(values) // 5], name, color, (4, 10))
     last = norms[next(iter(norms))][-1]
     ax.axhline(last, color="0.5", linestyle=":")
-    label(ax, len(values) * 0.45, last, "predicted with zero scales: the last block's norm, all along", "0.3", (0, -8))
+    label(ax, 1, last, "predicted with zero scales: the last block's norm, all along", "0.3", (0, -9))
     ax.set(yscale="log", xlabel="residual block, counted from the image", ylabel="norm of the gradient")
     return figure
 

@@ -70,7 +70,7 @@ def test_readme_has_question_and_answer(path):
     assert 10_000 < picture <= 150_000
     for name, ends in ranges(path.read_text(encoding="utf-8")).items():
         row = next(line for line in told.splitlines() if line.startswith("|") and f"`{name}`" in line)
-        mean, held = re.search(r"\*\*([-\d.e]+)(?: ± [-\d.e+]+)?\*\* \| (yes|no|not always) \|$", row).groups()
+        mean, held = re.search(r"\*\*([-+\d.e]+)(?: ± [-+\d.e]+)?\*\* \| (yes|no|not always) \|$", row).groups()
         assert f"| {in_words(*ends)} |" in row
         least, most = (-np.inf if ends[0] is None else ends[0]), (np.inf if ends[1] is None else ends[1])
         assert held == "not always" or (least <= float(mean) <= most) == (held == "yes")
