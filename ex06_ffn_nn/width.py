@@ -78,18 +78,17 @@ def train(model, x, y, config):
 
 def draw(x, fits, errors):
     """Return the picture: the fits with 32 ReLUs, and the error over their number."""
-    figure, (left, right) = panels("32 ReLUs", "Error over the number of ReLUs", widths=(6, 5))
+    titles = "32 ReLUs: the curve (grey), by hand (blue), trained (orange)", "Error over the number of ReLUs"
+    figure, (left, right) = panels(*titles, widths=(6, 5))
     left.plot(x, curve(x), color="0.85", linewidth=6)
-    left.set(xlabel="x", ylabel="grey: the curve; blue and orange: by hand, and trained")
-    for color, up, (name, fit) in zip(SAFE, (-10, 10, -10, -10), fits.items()):
+    for color, shift, (name, fit) in zip(SAFE, ((12, 9), (0, 10), (-30, -12), (-95, -10)), fits.items()):
         right.plot(WIDTHS, errors[name], "o-", color=color, markersize=4)
-        label(right, WIDTHS[3], errors[name][3], name, color, (0, up), ha="center")
-        if name in ("by hand", "trained"):
-            left.plot(x, fit, color=color, linewidth=1.2)
-    left.set(xlabel="x", ylabel="y", ylim=(-1.7, 1.9))
-    right.set(
-        xscale="log", yscale="log", xlabel="ReLUs in the hidden layer, n", ylabel="root of the mean squared error"
-    )
+        label(right, WIDTHS[3], errors[name][3], name, color, shift)
+        left.plot(x, fit, color=color, linewidth=1.2, visible=name in ("by hand", "trained"))
+    right.plot(WIDTHS, 78 / np.array(WIDTHS) ** 2.0, "k:", linewidth=1)
+    label(right, WIDTHS[1], 78 / WIDTHS[1] ** 2, "predicted by hand: ∝ 1/n²", "black", (8, 4))
+    right.set(xscale="log", yscale="log", xlabel="ReLUs in the hidden layer, n", ylabel="root mean squared error")
+    right.set_xticks(WIDTHS, WIDTHS, minor=False)
     return figure
 
 
