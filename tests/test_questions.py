@@ -313,7 +313,9 @@ def test_04_losses(tmp_path):
     right = q.main(q.Config(out=tmp_path, dry_run=True))
     assert right["calibration_error_svm"] > 0.05
     wrong = q.main(q.Config(out=tmp_path, dry_run=True, scale=3.0))
-    assert wrong["calibration_error_softmax"] > 3 * 0.01
+    assert wrong["calibration_error_svm"] != right["calibration_error_svm"]
+    _, y, truth = q.ex04.make_data(q.ex04.Config(), np.random.default_rng(0))
+    assert q.reliability(truth, y)[1] < 0.01 < 0.05 < q.reliability(3 * truth, y)[1]  # the true logits, and surer ones
 
 
 def test_04_neighbours():
