@@ -20,6 +20,7 @@ from tyro.conf import Positional
 
 TRAIN, EVALUATION, BASELINE = "#4878a8", "#d1495b", "#555555"
 CLASSES = ("#4878a8", "#e8963a", "#5a9e6f", "#b05fa3", "#8c6d4f", "#d1495b", "#6fb7c4", "#a3a33c", "#777777", "#29335c")
+SAFE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # colour-blind people tell these apart
 LABELS = {"all": "all samples", "test": "test set", "validation": "validation set"}
 
 
@@ -74,8 +75,8 @@ def plot_loss(out: Path, unit: str, log: str = "") -> None:
     except FileNotFoundError as error:
         raise UserError(f"there is no {error.filename}: give the --out of a run, finished or interrupted") from None
     names = [name for name in ("loss", "grad_norm", "accuracy") if any(name == metric for _, metric in series)]
-    figure = Figure(figsize=(7 * len(names), 5), dpi=120, layout="constrained")
-    for ax, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names):
+    figure, axes = panels(*[""] * len(names), height=5, widths=(7,) * len(names))
+    for ax, name in zip(axes, names):
         for (split, metric), (steps, values) in series.items():
             if metric == name:
                 _draw_split(ax, split, steps, 100 * (1 - values) if name == "accuracy" else values)
@@ -99,8 +100,6 @@ def plot_loss(out: Path, unit: str, log: str = "") -> None:
             ax.set_xlim(left=0)
             ax.xaxis.set_major_formatter("{x:g}")
         ax.set_xlabel(f"steps of gradient descent ({result['config'].get('batch_size', '?')} samples each)")
-        ax.grid(alpha=0.25)
-        ax.spines[["top", "right"]].set_visible(False)
         ax.legend(frameon=False)
     figure.suptitle(_title(result, width=70 * len(names)), fontsize=11)
     save(figure, out / "loss.png")
@@ -124,8 +123,7 @@ def plot_runs(outs: tuple[Path, ...], picture: Path) -> None:
         except (OSError, KeyError):
             raise UserError(f"{out} holds no metrics.csv of a run: give the --out of a run") from None
     metric = "accuracy" if all("accuracy" in evaluations for *_, evaluations in runs) else "loss"
-    figure = Figure(figsize=(14, 5), dpi=120, layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure, (left, right) = panels("", "", height=5, widths=(7, 7))
     for color, (name, steps, losses, evaluations) in zip(cycle(CLASSES), runs):
         left.plot(steps, _smooth(losses, max(1, len(losses) // 100)), color=color, linewidth=1.4, label=name)
         steps, values = evaluations[metric]
@@ -137,8 +135,6 @@ def plot_runs(outs: tuple[Path, ...], picture: Path) -> None:
     _log_percent(right)
     for ax in (left, right):
         ax.set_xlabel("steps of gradient descent")
-        ax.grid(alpha=0.25)
-        ax.spines[["top", "right"]].set_visible(False)
         ax.legend(frameon=False)
     save(figure, picture)
 
@@ -308,6 +304,25 @@ def _read_metrics(path: Path) -> dict[tuple[str, str], tuple[np.ndarray, np.ndar
         for row in csv.DictReader(file):
             series.setdefault((row["split"], row["metric"]), []).append((int(row["step"]), float(row["value"])))
     return {key: tuple(np.array(column) for column in zip(*rows)) for key, rows in series.items()}
+
+
+def panels(*titles: str, height: float = 4.4, widths: tuple[float, ...] = ()) -> tuple[Figure, list]:
+    """Return a figure with a panel for each title beside one another, `widths` inches wide (5), and their axes."""
+    widths = widths or (5.0,) * len(titles)
+    figure = Figure(figsize=(sum(widths), height), dpi=120, layout="constrained")
+    axes = list(figure.subplots(1, len(titles), squeeze=False, width_ratios=widths)[0])
+    for ax, title in zip(axes, titles):
+        ax.set_title(title, loc="left", fontsize=11)
+        ax.grid(alpha=0.25)
+        ax.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def label(
+    ax, x: float, y: float, text: str, color: str = "black", shift: tuple[float, float] = (5, 0), **style
+) -> None:
+    """Write a text beside the point (x, y) of a panel, `shift` points to the right and up."""
+    ax.annotate(text, (x, y), xytext=shift, textcoords="offset points", color=color, fontsize=9, va="center", **style)
 
 
 def save(figure: Figure, path: Path) -> None:

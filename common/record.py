@@ -1,5 +1,6 @@
 """What a run leaves behind: metrics.csv, result.json, the progress on the screen. The training loop is not in here."""
 
+import ast
 import dataclasses
 import hashlib
 import inspect
@@ -100,17 +101,7 @@ class Run:
                     raise UserError(f"{reason}: restore the whole file, or start a new run in another --out")
         else:
             self._refuse_to_lose()
-        self._about = {
-            "exercise": self.exercise.name,
-            "seed": self.config.seed,
-            "config": {name: _portable(value) for name, value in dataclasses.asdict(self.config).items()},
-            "baselines": self.baselines,
-            "device": _describe(self.device),
-            "versions": _versions(),
-            "commit": _commit(self.exercise),  # now, since the code may change while it runs
-            "program": _sha256(self.program),
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
+        self._about = _about(self.config, self.program, self.device) | {"baselines": self.baselines}
         seconds = {"seconds": self.resume["seconds"]} if self.resume else {}
         self._write_json("run.json", self._about | seconds)  # first: it says whose files the others are
         for name in RUN_FILES:
@@ -301,6 +292,60 @@ class Run:
     def _kept(self) -> str:
         path = self.out / "metrics.csv"
         return f"what was recorded so far is in {path}" if path.exists() else f"{path} is gone, nothing was kept"
+
+
+def answer(config, figure, **numbers: float | tuple[float, float | None, float | None]) -> dict[str, float]:
+    """Print what a question's program has measured and whether its predictions held; return the numbers.
+
+    A number comes as (value, least, most), the range that was predicted for it, with None where that has no end, or
+    alone. They and the figure go into `config.out`, as <program's name>.json and .png; a dry run's into its dry_run,
+    without a verdict. Raises UserError if a value is not finite, or if the files cannot be written.
+    """
+    from common.plotting import save  # here, since matplotlib takes half a second to start
+
+    program, entries = _file_of(config), {}
+    for name, number in numbers.items():
+        value, *ends = number if isinstance(number, tuple) else (number, None, None)
+        if not math.isfinite(value):
+            raise UserError(f"{name} is {value}, not finite: with these flags there is no answer, so change them")
+        predicted = "" if config.dry_run else in_words(*ends)
+        held = all(end is None or sign * (value - end) >= 0 for end, sign in zip(ends, (1, -1))) if predicted else None
+        entries[name] = {"value": float(value), "predicted": ends, "held": held}
+        verdict = f" (predicted {predicted}: {'yes' if held else 'no'})" if predicted else ""
+        print(f"{name}={value:.4g}{verdict}", flush=True)
+    path = (config.out / "dry_run" if config.dry_run else config.out) / f"{program.stem}.png"
+    save(figure, path)
+    question = ast.get_docstring(ast.parse(program.read_text(encoding="utf-8"))).partition("\n")[0]
+    measured = {"numbers": entries, "cpu_seconds": round(time.process_time(), 3)}  # of the whole process
+    content = json.dumps({"question": question} | _about(config, program, "cpu") | measured, indent=2)
+    try:
+        with whole_file(path.with_suffix(".json")) as file:
+            file.write(f"{content}\n".encode())
+    except OSError as error:
+        raise UserError(f"cannot write into {path.parent} ({error.strerror}): choose another --out DIR") from None
+    print(f"picture: {path}", flush=True)
+    return {name: entry["value"] for name, entry in entries.items()}
+
+
+def in_words(least: float | None, most: float | None) -> str:
+    """Return a range as "0.98 to 1.02", "at least 1", "at most 1"; "" where it has no ends."""
+    if least is None or most is None:
+        return f"at least {least:g}" if least is not None else f"at most {most:g}" if most is not None else ""
+    return f"{least:g} to {most:g}"
+
+
+def _about(config, program: Path, device: str) -> dict:
+    """Return what made the figures of a run: exercise, flags, machine, versions, code."""
+    return {
+        "exercise": program.parent.name,
+        "seed": config.seed,
+        "config": {name: _portable(value) for name, value in dataclasses.asdict(config).items()},
+        "device": _describe(device),
+        "versions": _versions(),
+        "commit": _commit(program.parent),  # now, since the code may change while it runs
+        "program": _sha256(program),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
 
 
 def _on_device(value) -> bool:

@@ -1,8 +1,9 @@
-"""Draw the norm of the loss's gradient by depth, in new networks with and without shortcuts.
+"""Does the gradient reach the first layer?
 
     python ex10_mnist_resnet/gradients.py
 
-Writes gradients.png into out/, in half a minute on two CPU cores.
+Predicted: past 32 blocks almost unchanged, if they have shortcuts and start as those alone; without shortcuts a hundred
+times larger or smaller. Measured: in new networks. 35 CPU seconds.
 """
 
 from dataclasses import dataclass
@@ -10,15 +11,15 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
-from common.plotting import CLASSES, save
+from common.plotting import SAFE, label, panels
 from common.program import check_config, clean_exit
+from common.record import answer
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import train as ex10
 import tyro
-from matplotlib.figure import Figure
 
 KINDS = {
     "with shortcuts, and 0 as the last scale of a block": (True, 0.0),
@@ -31,7 +32,7 @@ KINDS = {
 class Config:
     blocks: int = 16  # residual blocks of each of the two stages, with two convolutions each
     batch_size: int = 128  # images that the loss is the mean over, B
-    seeds: int = 3  # networks of each kind, with seeds 0, 1, …
+    seed: int = 0  # random seed of the weights
     out: Path = Path(__file__).parent / "out"  # folder for the picture
     dry_run: bool = False  # on made-up images, to see that everything works
 
@@ -64,42 +65,40 @@ def gradient_norms(params, images, y):
     return norms[::-1]
 
 
-def draw(path, norms):
-    """Draw the norms, an array (seeds, blocks) for each kind of network, over the number of the block."""
-    figure = Figure(figsize=(7, 5), dpi=120, layout="constrained")
-    ax = figure.subplots()
-    for color, (name, values) in zip(CLASSES, norms.items()):
-        ax.plot(np.arange(1, values.shape[1] + 1), values.T, color=color, linewidth=1.2)
-        ax.plot([], [], color=color, label=name)
-    ax.set(
-        yscale="log",
-        xlabel="residual block, counted from the image",
-        ylabel="norm of the gradient with respect to its input",
-        title=f"new networks of {values.shape[1]} blocks, {len(values)} seeds each",
+def draw(norms):
+    """Return the picture: the norms (blocks,) of each kind of network over the number of the block."""
+    figure, (ax,) = panels(
+        "Norm of the loss's gradient by what enters a block, in new networks", widths=(7.5,), height=5
     )
-    ax.grid(alpha=0.25)
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False)
-    save(figure, path)
+    for color, (name, values) in zip(SAFE, norms.items()):
+        ax.plot(np.arange(1, len(values) + 1), values, "o-", color=color, markersize=3)
+        label(ax, 1 + len(values) // 5, values[len(values) // 5], name, color, (4, 10))
+    last = norms[next(iter(norms))][-1]
+    ax.axhline(last, color="0.5", linestyle=":")
+    label(ax, 1, last, "predicted with zero scales: the last block's norm, all along", "0.3", (0, -9))
+    ax.set(yscale="log", xlabel="residual block, counted from the image", ylabel="norm of the gradient")
+    return figure
 
 
-def main(config: Config) -> dict[str, np.ndarray]:
+def main(config: Config) -> dict[str, float]:
     x, y, _, _ = ex10.make_data(config)
     x, y = x[: config.batch_size], y[: config.batch_size]  # (B, H, W), (B,)
-    norms = {}
+    norms, ratios = {}, []
     for name, (shortcuts, scale) in KINDS.items():
-        rows = []
-        for seed in range(config.seeds):
-            params = ex10.init_params(jax.random.key(seed), ex10.Config(blocks=config.blocks, shortcuts=shortcuts))
-            for block in chain.from_iterable(params["stages"]):
-                block["conv2"]["scale"] = jnp.full_like(block["conv2"]["scale"], scale)
-            rows.append(gradient_norms(params, x, y))
-        norms[name] = np.array(rows)  # (seeds, blocks)
-        ratio = norms[name][:, 0] / norms[name][:, -1]  # (seeds,)
-        print(f"{name}: the first block's over the last block's, by seed: {', '.join(f'{r:.3g}' for r in ratio)}")
-    draw(config.out / "gradients.png", norms)
-    print(f"picture: {config.out / 'gradients.png'}")
-    return norms
+        blocks = min(config.blocks, 2) if config.dry_run else config.blocks
+        params = ex10.init_params(jax.random.key(config.seed), ex10.Config(blocks=blocks, shortcuts=shortcuts))
+        for block in chain.from_iterable(params["stages"]):
+            block["conv2"]["scale"] = jnp.full_like(block["conv2"]["scale"], scale)
+        norms[name] = np.array(gradient_norms(params, x, y))  # (blocks,)
+        ratios.append(norms[name][0] / norms[name][-1])  # the first block's over the last block's
+    plain = max(ratios[2], 1 / ratios[2])
+    return answer(
+        config,
+        draw(norms),
+        first_over_last_with_zero_scales=(ratios[0], 0.5, 2),
+        first_over_last_with_scales_of_1=ratios[1],
+        first_over_last_without_shortcuts_or_inverse=(plain, 100, None),
+    )
 
 
 if __name__ == "__main__":

@@ -34,16 +34,16 @@ def train_py(number: int) -> Path:
 
 def load_beside(number: int, name: str) -> ModuleType:
     """Return a program that lies beside an exercise's train.py, and imports it, as a module; both are loaded anew."""
-    folder = str(train_py(number).parent)
-    modules = ("train", "pretrained", name)
-    for module in modules:
+    folder = train_py(number).parent
+    beside = [path.stem for path in folder.glob("*.py")]  # it may import another one, too
+    for module in beside:
         sys.modules.pop(module, None)
-    sys.path.insert(0, folder)
+    sys.path.insert(0, str(folder))
     try:
         return importlib.import_module(name)
     finally:
-        sys.path.remove(folder)
-        for module in modules:
+        sys.path.remove(str(folder))
+        for module in beside:
             sys.modules.pop(module, None)
 
 

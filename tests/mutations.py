@@ -836,8 +836,8 @@ COMMON = {
         ),
         (
             "record-dry-run-over-a-real-one",
-            'config.out / "dry_run" if config.dry_run else config.out',
-            "config.out",
+            'self.out = config.out / "dry_run" if config.dry_run else config.out',
+            "self.out = config.out",
             "nanogpt::dry_run_leaves_a_trained_model_alone",
         ),
         (
@@ -1179,9 +1179,64 @@ CLI = {
     ],
 }
 
+QUESTIONS = {
+    "ex01_linreg_numpy/landscape.py": [
+        ("landscape-half-of-the-curvature", "return 2 * np.array([[", "return np.array([[", "questions::01_landscape"),
+    ],
+    "ex02_linreg_torch/autograd.py": [
+        (
+            "autograd-overwrites-a-gradient",
+            "parent.grad = parent.grad + grad.sum(",
+            "parent.grad = grad.sum(",
+            "questions::02_autograd",
+        ),
+        ("autograd-oldest-first", "sorted(found, reverse=True)", "sorted(found)", "questions::02_autograd"),
+        ("autograd-forgets-the-batch", "g / a.size)", "g)", "questions::02_autograd"),
+    ],
+    "ex03_vector_regression/double_descent.py": [
+        (
+            "double-descent-variance-of-few",
+            "predictions.var(0, ddof=1)",
+            "predictions.var(0)",
+            "questions::03_double_descent",
+        ),
+        ("double-descent-ridge-always", "if ridge else", "if True else", "questions::03_double_descent"),
+    ],
+    "ex03_vector_regression/echo.py": [
+        ("echo-not-whitened", "white = ex03.whiten(x)", "white = x - x.mean(0)", "questions::03_echo"),
+    ],
+    "ex04_softmax/losses.py": [
+        ("losses-no-margin", "others(logits, y) + 1)", "others(logits, y))", "questions::04_losses"),
+        ("losses-scale-not-used", "config.scale * ex04", "1.0 * ex04", "questions::04_losses"),
+    ],
+    "ex04_softmax/neighbours.py": [
+        ("neighbours-the-farthest", "distances.argsort(1)", "(-distances).argsort(1)", "questions::04_neighbours"),
+    ],
+    "ex05_ffn_manual/by_hand.py": [
+        (
+            "by-hand-no-mask",
+            "d = d @ params[2 * n].T * (inputs[n] > 0)",
+            "d = d @ params[2 * n].T",
+            "questions::05_by_hand",
+        ),
+    ],
+    "ex05_ffn_manual/differences.py": [
+        ("differences-of-one-h", "(2 * h if central else h)", "h", "questions::05_differences"),
+    ],
+    "ex05_ffn_manual/signals.py": [
+        ("signals-fan-out", "variance(m) ** 0.5", "variance(n) ** 0.5", "questions::05_signals"),
+    ],
+    "ex06_ffn_nn/width.py": [
+        ("width-slopes-not-their-changes", "prepend=0.0)", "prepend=1.0)", "questions::06_width"),
+    ],
+    "common/record.py": [
+        ("answer-no-upper-end", "zip(ends, (1, -1))", "zip(ends, (1, 1))", "questions::answer"),
+    ],
+}
+
 TABLE = [
     Mutation(name, file, before, after, tuple(tests))
-    for part in (FOUNDATIONS, MNIST, IMAGENET, WORDS, GPT, COMMON, CLI)
+    for part in (FOUNDATIONS, MNIST, IMAGENET, WORDS, GPT, COMMON, CLI, QUESTIONS)
     for file, rows in part.items()
     for name, before, after, *tests in rows
 ]

@@ -459,7 +459,7 @@ def test_pictures(tmp_path, monkeypatch):
         np.testing.assert_allclose(maps, expected[0].permute(1, 2, 0).numpy(), atol=1e-5)
 
 
-def test_gradients(tmp_path, monkeypatch):
+def test_gradients(tmp_path, monkeypatch, mnist):
     monkeypatch.syspath_prepend(str(ROOT / "ex10_mnist_resnet"))
     import gradients
     import train
@@ -486,11 +486,10 @@ def test_gradients(tmp_path, monkeypatch):
         assert norms[first] == pytest.approx(float(jnp.linalg.norm(jax.grad(loss)(h, first))), rel=1e-4)
         h, _ = train.residual_block(h, *step, True)
 
-    norms = gradients.main(gradients.Config(blocks=6, batch_size=32, seeds=1, out=tmp_path, dry_run=True))
-    identity, shortcuts, plain = (values[0, 0] / values[0, -1] for values in norms.values())
+    ratios = gradients.main(gradients.Config(blocks=6, batch_size=32, out=tmp_path))
+    identity, shortcuts, plain = ratios.values()
     assert identity < 5
     assert plain > 2 * shortcuts
-    assert (tmp_path / "gradients.png").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize(

@@ -1051,7 +1051,9 @@ def pages(tmp_path_factory):
 
 
 def test_site_has_a_page_for_each(pages):
-    others = {f"{name}.html" for name in ("index", "it-does-not-learn", "what-check-reads", "glossary", "errata")}
+    others = {
+        f"{name}.html" for name in ("index", "questions", "it-does-not-learn", "what-check-reads", "glossary", "errata")
+    }
     assert set(pages) == {f"{e.folder}.html" for e in BUILT} | others
     index = Page(pages["index.html"].read_text(encoding="utf-8"))
     assert {f"{e.folder}.html" for e in BUILT} <= set(index.values("href"))

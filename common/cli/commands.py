@@ -31,8 +31,16 @@ Maybe = tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="[EXERCISE]")]
 
 
 @app.command(name="list")
-def list_exercises() -> None:
-    """Show the tree of exercises, with the last run of each, and your own folders in the working directory."""
+def list_exercises(questions: bool = False) -> None:
+    """Show the tree of exercises, with the last run of each, and your own folders in the working directory.
+
+    Args:
+        questions: show the questions that go further instead, and whether what was predicted held when you ran them
+    """
+    if questions:
+        from common.cli.questions import print_questions
+
+        return print_questions(console)
     there = course.built()
     width = min(shutil.get_terminal_size().columns, 120)
     for exercise, branch, below in course.walk():

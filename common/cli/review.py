@@ -12,6 +12,7 @@ from common.cli.diff import CONTEXT, COUNTED, alike, compare, stat, without_docs
 from common.cli.folder import SHOWN, Folder, defaults, is_portable, read_folder, size, visible
 from common.cli.html import code_lines, data_uri, indent, parts_of, render
 from common.cli.judge import Finding, judge
+from common.cli.questions import answered
 from common.cli.start import marked
 from common.curriculum import ROOT, Exercise
 
@@ -86,6 +87,7 @@ def review_page(exercise: Exercise, folder: Folder, with_folder: bool = False, b
         charts=charts(folder.series, reference_curves(exercise.number), result.get("baselines", {})),
         result=result,
         problems=folder.problems,
+        questions=answered(folder.path),
         tables=tables,
         changed=[(name, value) for name, value, changed in config if changed],
         pictures=[(name, data_uri(kind, data)) for name, kind, data in folder.pictures],

@@ -3,10 +3,12 @@
 import re
 import shutil
 from html import escape
+from itertools import pairwise
 from pathlib import Path
 from urllib.parse import unquote
 
 from common import UserError
+from common.cli import questions
 from common.cli.course import built, find, train_py, walk
 from common.cli.diff import COUNTED, stat
 from common.cli.html import STYLE, code_lines, diff_parts, indent, render
@@ -35,6 +37,11 @@ def write_site(directory: Path) -> Path:
             (directory / f"{page.stem}.html").write_text(
                 render("page.html", title=title, content=to_html(text, directory, PAGES)), encoding="utf-8"
             )
+        asked = [
+            entry | {"picture": copy_picture(entry["picture"], directory, ROOT / entry["exercise"].folder)}
+            for entry in questions.page()
+        ]
+        (directory / "questions.html").write_text(render("questions.html", questions=asked), encoding="utf-8")
         tree = [
             (exercise, len(below) // 3, summary(exercise) if exercise in there else None)
             for exercise, _, below in walk()
@@ -50,7 +57,7 @@ def write_lesson(directory: Path, exercise: Exercise) -> None:
     folder = ROOT / exercise.folder
     source = train_py(exercise).read_text(encoding="utf-8")
     there = {e.number: e for e in built()}
-    page = render(
+    text = render(
         "lesson.html",
         exercise=exercise,
         content=to_html((folder / "README.md").read_text(encoding="utf-8"), directory, folder),
@@ -60,9 +67,13 @@ def write_lesson(directory: Path, exercise: Exercise) -> None:
         next=there.get(exercise.number + 1),
         lines=code_lines(source),
         indents=[indent(line) for line in source.rstrip("\n").split("\n")],
+        questions=[
+            (path.name, questions.title(docstring), Markup("\n").join(code_lines(path.read_text(encoding="utf-8"))))
+            for path, docstring in questions.questions(folder).items()
+        ],
         **changes(exercise, source),
     )
-    (directory / f"{exercise.folder}.html").write_text(page, encoding="utf-8")
+    (directory / f"{exercise.folder}.html").write_text(text, encoding="utf-8")
 
 
 def changes(exercise: Exercise, source: str) -> dict:
@@ -89,6 +100,9 @@ def to_html(text: str, directory: Path, folder: Path) -> Markup:
     markdown.inline.ruler.before("escape", "maths", maths_rule)
     markdown.add_render_rule("maths", lambda _, tokens, i, *rest: to_mathml(tokens[i].content, bool(tokens[i].info)))
     tokens = markdown.parse(FOLD.sub(r"\n\1\n", text))  # <details> becomes a paragraph of its own, found again below
+    for heading, inside in pairwise(tokens):
+        if heading.type == "heading_open":
+            heading.attrSet("id", questions.anchor(inside.content))
     for token in (child for block in tokens for child in block.children or []):
         if token.type == "image":
             token.attrSet("src", copy_picture(unquote(token.attrGet("src")), directory, folder))

@@ -1,9 +1,10 @@
 """Run exercises in full, as a user does, and print the tables in their READMEs.
 
     python tests/bench/reference.py 1 2 3 --seeds 3 --pictures
+    python tests/bench/reference.py 5 --questions by_hand
 
-One process per run, and nothing else at the same time. `seconds` is the whole process, imports and pictures included.
-`--pictures` puts those of seed 0 into the exercise's folder, where its README shows them.
+One process per run, and nothing else at the same time. `seconds` is the whole process, imports and pictures included;
+a question has CPU seconds. `--pictures` puts those of seed 0 into the exercise's folder, where its README shows them.
 """
 
 import json
@@ -15,8 +16,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.cli.questions import questions
+from common.record import in_words
+
 import numpy as np
 import tyro
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from helpers import train_py
@@ -26,6 +31,7 @@ from helpers import train_py
 class Config:
     exercises: tyro.conf.Positional[tuple[int, ...]]  # numbers of the exercises
     seeds: int = 3  # runs of each, with seeds 0, 1, …
+    questions: tuple[str, ...] = ()  # run these questions of the exercises instead: "by_hand", or "all"
     flags: str = ""  # more flags for every run, as "flag=value flag=value"
     pictures: bool = False  # copy the pictures of seed 0 into the folders
 
@@ -33,6 +39,11 @@ class Config:
 def main(config: Config) -> None:
     flags = ["--" + flag for flag in config.flags.split()]
     for number in config.exercises:
+        for path in questions(train_py(number).parent) if config.questions else ():
+            if {path.stem, "all"} & set(config.questions):
+                ask(path, config, flags)
+        if config.questions:
+            continue
         runs = []
         for seed in range(config.seeds):
             with tempfile.TemporaryDirectory() as folder:
@@ -56,6 +67,30 @@ def main(config: Config) -> None:
         for name in runs[0]:
             values = np.array([run[name] for run in runs])
             print(f"| {name} | {values.mean():.6g} ± {values.std(ddof=config.seeds > 1):.2g} |", flush=True)
+
+
+def ask(path: Path, config: Config, flags: list[str]) -> None:
+    """Run a question with each seed, and print the table in its README."""
+    answers = []
+    for seed in range(config.seeds):
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, path, "--seed", str(seed), "--out", folder, *flags]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            answers.append(json.loads((Path(folder) / f"{path.stem}.json").read_text()))
+            if config.pictures and seed == 0:
+                picture = (
+                    Image.open(Path(folder) / f"{path.stem}.png").convert("RGB").quantize(96)
+                )  # a third of the bytes
+                picture.save(path.with_suffix(".png"), optimize=True)
+    print(f"\n{path.parent.name}/{path.name}, seeds 0 to {config.seeds - 1}: {answers[0]['question']}")
+    for name, entry in answers[0]["numbers"].items():
+        values = np.array([answer["numbers"][name]["value"] for answer in answers])
+        held = {answer["numbers"][name]["held"] for answer in answers}
+        shown = "yes" if held == {True} else "no" if held == {False} else "" if held == {None} else "not always"
+        predicted = in_words(*entry["predicted"])
+        spread = values.std(ddof=config.seeds > 1)
+        print(f"| `{name}` | {predicted} | **{values.mean():.4g} ± {spread:.1g}** | {shown} |", flush=True)
+    print("CPU seconds", [round(answer["cpu_seconds"], 1) for answer in answers], flush=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,414 @@
+"""The questions that go further: what holds for all of them, an oracle for each, and that a wrong thing is refused."""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+
+from common import UserError
+from common.cli.course import expected
+from common.cli.questions import anchor, questions, read_answer, title
+from common.cli.review import write_review
+from common.curriculum import ROOT, find_exercise
+from common.plotting import panels
+from common.record import answer, in_words
+
+import numpy as np
+import pytest
+import torch
+from helpers import BUILT, load, load_beside, one_sentence, read_metrics, train_py
+
+ALL = {path: docstring for exercise in BUILT for path, docstring in questions(ROOT / exercise.folder).items()}
+each = pytest.mark.parametrize("path", ALL, ids=lambda path: f"{path.parent.name[:4]}-{path.stem}")
+
+
+def functions(source: str) -> dict[str, str]:
+    """Return the text of each top-level function, without its name."""
+    nodes = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
+    return {
+        node.name: "\n".join(map(ast.unparse, node.body))
+        for node in nodes
+        if node.name not in ("main", "__post_init__")
+    }
+
+
+def ranges(source: str) -> dict[str, tuple]:
+    """Return the range that a program predicts for each of its numbers, from its text."""
+    call = next(
+        n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Call) and getattr(n.func, "id", "") == "answer"
+    )
+    tuples = {k.arg: k.value.elts[1:] for k in call.keywords if isinstance(k.value, ast.Tuple)}
+    return {name: tuple(map(ast.literal_eval, ends)) for name, ends in tuples.items()}
+
+
+@each
+def test_question_has_the_shape_of_all(path):
+    source, number = path.read_text(encoding="utf-8"), int(path.parent.name[2:4])
+    assert len(source.splitlines()) <= 120
+    assert f"    python {path.parent.name}/{path.name}\n" in ALL[path]
+    assert re.search(r"Predicted.*Measured.*\d CPU seconds", " ".join(ALL[path].split()))
+    assert f"\nimport train as ex{number:02d}\n" in source
+    theirs = functions(train_py(number).read_text(encoding="utf-8"))
+    assert not set(functions(source).values()) & set(theirs.values())
+    assert path.stem not in sys.stdlib_module_names  # its folder is the first on Python's path
+    assert ranges(source)
+
+
+@each
+def test_readme_has_question_and_answer(path):
+    lesson = (path.parent / "README.md").read_text(encoding="utf-8")
+    assert lesson.index("## What to expect") < lesson.index("## Going further") < lesson.index("## Read more")
+    part = lesson.partition("## Going further\n")[2].partition(f"\n### {title(ALL[path])}\n")[2]
+    part = re.split(r"\n##", part)[0]
+    guess, fold, told = part.partition("<details><summary>Answer</summary>")
+    assert "**Guess first:**" in guess
+    assert f"    python {path.parent.name}/{path.name}" in guess
+    assert fold
+    assert f"]({path.stem}.png)" in told
+    picture = path.with_suffix(".png").stat().st_size
+    assert 10_000 < picture <= 150_000
+    for name, ends in ranges(path.read_text(encoding="utf-8")).items():
+        row = next(line for line in told.splitlines() if line.startswith("|") and f"`{name}`" in line)
+        mean, held = re.search(r"\*\*([-+\d.e]+)(?: ± [-+\d.e]+)?\*\* \| (yes|no|not always) \|$", row).groups()
+        assert f"| {in_words(*ends)} |" in row
+        least, most = (-np.inf if ends[0] is None else ends[0]), (np.inf if ends[1] is None else ends[1])
+        assert held == "not always" or (least <= float(mean) <= most) == (held == "yes")
+
+
+def test_figures_of_the_exercises_are_not_those_of_the_questions():
+    for exercise in BUILT:
+        lesson = (ROOT / exercise.folder / "README.md").read_text(encoding="utf-8")
+        before = lesson.partition("## Going further")[0]
+        assert all(figure.text in before for figure in expected(exercise))
+
+
+@each
+def test_question_dry_run(path, tmp_path):
+    module = load_beside(int(path.parent.name[2:4]), path.stem)
+    numbers = module.main(module.Config(out=tmp_path, dry_run=True))
+    assert [file.name for file in sorted(tmp_path.rglob("*")) if file.is_file()] == [
+        f"{path.stem}.json",
+        f"{path.stem}.png",
+    ]
+    assert (tmp_path / "dry_run" / f"{path.stem}.png").stat().st_size > 10_000
+    left = json.loads((tmp_path / "dry_run" / f"{path.stem}.json").read_text())
+    assert left["question"] == title(ALL[path])
+    assert left["exercise"] == path.parent.name
+    assert {name: entry["value"] for name, entry in left["numbers"].items()} == numbers
+    assert all(entry["held"] is None for entry in left["numbers"].values())
+
+
+def test_question_as_a_user_runs_it(tmp_path):
+    path = ROOT / "ex01_linreg_numpy" / "landscape.py"
+    command = [sys.executable, path, "--dry-run", "--out", tmp_path]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "largest_stable_step=" in result.stdout
+    refused = subprocess.run([*command, "--batch-size", "0"], capture_output=True, text=True)
+    one_sentence(refused, "--batch-size must be at least 1")
+
+
+# answer()
+
+
+def config_of(out, **values):
+    module = load_beside(1, "landscape")
+    return module.Config(out=out, **values)
+
+
+def test_answer(tmp_path, capsys):
+    figure, _ = panels("title")
+    numbers = answer(config_of(tmp_path), figure, a=(1.0, 0.5, 1), b=(2, None, 1.5), c=(np.float64(3), 3, None), d=4)
+    assert numbers == {"a": 1, "b": 2, "c": 3, "d": 4}
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "a=1 (predicted 0.5 to 1: yes)"
+    assert lines[1] == "b=2 (predicted at most 1.5: no)"
+    assert lines[2] == "c=3 (predicted at least 3: yes)"
+    assert lines[3] == "d=4"
+    left = json.loads((tmp_path / "landscape.json").read_text())
+    assert [entry["held"] for entry in left["numbers"].values()] == [True, False, True, None]
+    assert {"seed", "config", "device", "versions", "commit", "program", "cpu_seconds"} <= set(left)
+    with pytest.raises(UserError, match="a is nan, not finite"):
+        answer(config_of(tmp_path), figure, a=np.nan)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write"):
+        answer(config_of(tmp_path / "file"), figure, a=1)
+    with pytest.raises(UserError, match="cannot write into"):
+        (tmp_path / "o" / "landscape.json.tmp").mkdir(parents=True)
+        answer(config_of(tmp_path / "o"), figure, a=1)
+
+
+# rampup
+
+
+def test_a_learners_own_questions_are_in_the_review(tmp_path):
+    folder = tmp_path / "mine"
+    (folder / "out").mkdir(parents=True)
+    (folder / "train.py").write_text(train_py(1).read_text(encoding="utf-8"))
+    (folder / "cubes.py").write_text('"""Are <cubes> harder?\n\nYes."""\nraise SystemExit("never run")\n')
+    (folder / "other.py").write_text('"""No question."""\n')
+    (folder / "not_run.py").write_text('"""Not run?"""\n')
+    (folder / "broken.py").write_text('"""Is this broken?"""\n')
+    numbers = {
+        "limit": {"value": 1.0712, "predicted": [0.98, None], "held": True},
+        "<b>": {"value": 2, "predicted": [None, 1], "held": False},
+    }
+    (folder / "out" / "cubes.json").write_text(json.dumps({"numbers": numbers}))
+    (folder / "out" / "broken.json").write_text('{"numbers": [1]}')
+    assert read_answer(folder / "cubes.py") == [
+        ("limit", "1.071", "at least 0.98", True),
+        ("<b>", "2", "at most 1", False),
+    ]
+    page = write_review(find_exercise(1), folder, tmp_path / "review.html", False).read_text(encoding="utf-8")
+    assert "Are &lt;cubes&gt; harder?" in page
+    assert "at least 0.98" in page
+    assert "<b>2" not in page
+    assert "&lt;b&gt;" in page
+    assert "out/broken.json cannot be read" in page
+    assert "Not run?" not in page
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"numbers": {"a": 1}}',
+        '{"numbers": {"a": {"value": 1, "predicted": [1], "held": true}}}',
+        '{"numbers": {"a": {"value": 1, "predicted": ["x", 2], "held": true}}}',
+        '{"numbers": {"a": {"value": 1, "predicted": [1, 2], "held": "yes"}}}',
+        "[" * 100_000,
+    ],
+)
+def test_an_answer_that_is_none(text, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a.json").write_text(text)
+    with pytest.raises(ValueError, match=r"out/a.json cannot be read"):
+        read_answer(tmp_path / "a.py")
+
+
+def test_anchor():
+    assert anchor("How large may a step be, and what does `x` do?") == "how-large-may-a-step-be-and-what-does-x-do"
+
+
+# what each question's program rests on
+
+
+def test_01_landscape(tmp_path):
+    q = load_beside(1, "landscape")
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(1.0, 2.0, 500), rng.normal(size=500)
+
+    def loss(params):
+        return q.ex01.loss_fn(q.ex01.forward(params, x), y)
+
+    best = np.polyfit(x, y, 1)
+    for off in rng.normal(size=(5, 2)):  # the loss is the quadratic that the Hessian says, to the last digits
+        assert loss(best + off) == pytest.approx(loss(best) + off @ q.hessian(x) @ off / 2)
+    walked = q.walk(x, y, (0.0, 0.0), 0.05, 500, 50)  # with the whole set as its batch it is gradient descent
+    shrink = np.eye(2) - 0.05 * q.hessian(x)
+    np.testing.assert_allclose(walked[50] - best, np.linalg.matrix_power(shrink, 50) @ (walked[0] - best), atol=1e-9)
+    held = q.main(q.Config(out=tmp_path, dry_run=True))["largest_stable_step"]
+    assert 0.98 < held < 1.02
+    x, y, _ = q.ex01.make_data(q.ex01.Config(), rng)
+    raw = 2 * x + 1  # not whitened
+    assert not 0.98 < q.largest_stable_step(raw, y, np.polyfit(raw, y, 1), 1, 500) < 1.02
+
+
+def test_02_autograd(tmp_path):
+    q = load_beside(2, "autograd")
+    rng = np.random.default_rng(0)
+    for _ in range(50):  # random graphs, in which nodes are used again and shapes are broadcast
+        shapes = [(3, 3), (3, 1), (1, 3), (3,), ()]
+        leaves = [rng.normal(size=shapes[i]) for i in rng.integers(5, size=4)] + [rng.normal(size=(3, 3))]
+        ours, theirs = [q.Node(leaf) for leaf in leaves], [torch.tensor(leaf, requires_grad=True) for leaf in leaves]
+        a, b = list(ours), list(theirs)
+        for _ in range(6):
+            i, j, kind = *rng.integers(len(a), size=2), rng.integers(5)
+            if kind == 4 and (a[i].shape[-2:] != (3, 3) or a[j].shape[-2:] != (3, 3)):
+                continue
+            for nodes in (a, b):
+                left, right = nodes[i], nodes[j]
+                nodes.append(
+                    [left + right, left - right, left * right, left**2, left @ right if kind == 4 else 0][kind]
+                )
+        (a[-1] * a[-1]).mean().backward()
+        (b[-1] * b[-1]).mean().backward()
+        for mine, true in zip(ours, theirs):
+            np.testing.assert_allclose(mine.grad, 0 if true.grad is None else true.grad.numpy(), rtol=1e-9, atol=1e-12)
+    node = first = q.Node(1.0)
+    for _ in range(10_000):
+        node = node + 0.0
+    (node * first).backward()
+    assert first.grad == 2  # both ways count
+
+
+def test_02_autograd_gives_the_losses_of_the_exercise(tmp_path):
+    """But for the order of the samples, which its generator has drawn after the data."""
+    ex, q = load(2), load_beside(2, "autograd")
+    ex.main(ex.Config(out=tmp_path, steps=30))
+    rng = np.random.default_rng(0)
+    x, y, _ = ex.make_data(ex.Config(), rng)
+    q.ex02.batches, q.np = (lambda _, n, size: ex.batches(rng, n, size)), np
+    losses, _ = q.run(q.Node, x.numpy(), y.numpy(), 0, 30)
+    np.testing.assert_allclose(losses, list(read_metrics(tmp_path)["train", "loss"].values()), rtol=0, atol=1e-10)
+
+
+def test_03_double_descent(tmp_path, mnist):
+    q = load_beside(3, "double_descent")
+    rng = np.random.default_rng(0)
+    for n, p in ((20, 8), (8, 20), (9, 9)):
+        features, y = rng.normal(size=(n, p)), rng.normal(size=(n, 3))
+        np.testing.assert_allclose(q.fit(features, y, 0.0), np.linalg.pinv(features) @ y, atol=1e-8)
+        by_formula = np.linalg.solve(features.T @ features + 0.1 * n * np.eye(p), features.T @ y)
+        np.testing.assert_allclose(q.fit(features, y, 0.1), by_formula, atol=1e-8)
+    config = {"num_samples": 60, "sets": 3, "out": tmp_path}
+    x = rng.normal(size=(300, 10))
+    error, bias, variance, training = q.errors(
+        x, np.eye(10)[rng.integers(10, size=300)], x[:50], np.eye(10)[:1].repeat(50, 0), 30, 0, q.Config(**config)
+    )
+    assert error == pytest.approx(bias + variance, abs=1e-9)
+    assert training < error
+    right = q.main(q.Config(**config))
+    assert right["peak_at_parameters_per_sample"] == 1
+    assert right["peak_over_error_at_10"] > 100
+    assert q.main(q.Config(**config, ridge=0.01))["peak_over_error_at_10"] < 100
+
+
+def test_03_echo(tmp_path):
+    q = load_beside(3, "echo")
+    config = q.Config(num_samples=10_000, taps=8, steps=400, out=tmp_path)
+    right = q.main(config)
+    assert right["worse_for_music"] > 10
+    assert right["worse_for_noise"] < 2
+    rng = np.random.default_rng(0)
+    torch.set_default_dtype(torch.float64)
+    x, room = rng.normal(size=(5_000, 8)), rng.normal(size=8)
+    y = x @ room + 0.01 * rng.normal(size=5_000)
+    _, taps = q.learn(torch.from_numpy(x), torch.from_numpy(y), room, np.eye(8), 300, 0)
+    np.testing.assert_allclose(taps, np.linalg.lstsq(x, y, rcond=None)[0], atol=1e-2)
+    time = np.arange(6_400) / q.RATE
+    assert q.spectrum(np.sin(2 * np.pi * 1000 * time), 64).argmax() * q.RATE / 64 == 1000
+    q.sounds = lambda rng, n: {"noise": rng.normal(size=n), "music": rng.normal(size=n)}
+    assert q.main(config)["worse_for_music"] < 10
+
+
+def test_04_losses(tmp_path):
+    q = load_beside(4, "losses")
+    torch.manual_seed(0)
+    logits, y = torch.randn(50, 3, dtype=torch.float64), torch.randint(3, (50,))
+    ours = q.weston_watkins(logits, y)
+    assert ours.item() == pytest.approx(3 * torch.nn.MultiMarginLoss()(logits, y).item())
+    worst = [
+        max(0, 1 + max(row[k] - row[c] for k in range(3) if k != c)) for row, c in zip(logits.tolist(), y.tolist())
+    ]
+    assert q.LOSSES["SVM, Crammer–Singer"](logits, y).item() == pytest.approx(np.mean(worst))
+    missed = [max(row) - row[c] for row, c in zip(logits.tolist(), y.tolist())]
+    assert q.LOSSES["perceptron"](logits, y).item() == pytest.approx(np.mean(missed))
+    probs = torch.tensor([[0.75, 0.25, 0.0]] * 4).clamp(1e-12)
+    assert q.reliability(probs.log(), torch.tensor([0, 0, 0, 1]))[1] == pytest.approx(0, abs=1e-6)
+    assert q.reliability(probs.log(), torch.tensor([0, 0, 1, 1]))[1] == pytest.approx(0.25, abs=1e-6)
+    right = q.main(q.Config(out=tmp_path, dry_run=True))
+    assert right["calibration_error_svm"] > 0.05
+    wrong = q.main(q.Config(out=tmp_path, dry_run=True, scale=3.0))
+    assert wrong["calibration_error_svm"] != right["calibration_error_svm"]
+    _, y, truth = q.ex04.make_data(q.ex04.Config(), np.random.default_rng(0))
+    assert q.reliability(truth, y)[1] < 0.01 < 0.05 < q.reliability(3 * truth, y)[1]  # the true logits, and surer ones
+
+
+def test_04_neighbours():
+    q = load_beside(4, "neighbours")
+    rng = np.random.default_rng(0)
+    x, new = rng.normal(size=(40, 2)), rng.normal(size=(30, 2))
+    y, new_y = rng.integers(3, size=40), rng.integers(3, size=30)
+    ours = q.neighbours(*map(torch.from_numpy, (x, y, new, new_y)), (1, 5, 40))
+    for k, share in zip((1, 5, 40), ours):
+        right = 0
+        for point, true in zip(new, new_y):
+            nearest = sorted(range(40), key=lambda i: np.sum((x[i] - point) ** 2))[:k]
+            right += np.bincount(y[nearest], minlength=3).argmax() == true
+        assert share == right / 30
+
+
+WRONG = (  # one sign, one transpose, one index: all that is wrong must be caught
+    *((" @ w + b", " @ w - b"), ("probs - np.eye", "probs + np.eye"), ("/ len(y)", "/ (len(y) + 1)")),
+    *(("inputs[n].T @ d", "-inputs[n].T @ d"), ("d.sum(0)", "-d.sum(0)"), ("(inputs[n] > 0)", "(inputs[n] >= 0)")),
+    *(("d @ params[2 * n].T", "d @ params[2 * n]"), ("/= probs.sum(1", "/= probs.sum(0")),
+)
+
+
+def test_05_by_hand(tmp_path):
+    q = load_beside(5, "by_hand")
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.float64)
+    params = q.ex05.init_params(q.ex05.Config(layers=4, hidden=12, num_features=12))
+    params = [(param + 0.1 * torch.randn(param.shape)).detach().requires_grad_() for param in params]  # no bias is 0
+    x, y = torch.randn(40, 12), torch.randint(3, (40,))
+    truth = torch.autograd.grad(q.ex05.loss_fn(q.ex05.forward(params, x), y), params)
+    arrays = [param.detach().numpy() for param in params]
+    for ours, true in zip(q.backward(arrays, x.numpy(), y.numpy()), truth):
+        np.testing.assert_allclose(ours, true.numpy(), rtol=0, atol=1e-12)
+    picked = q.pick(params, 60, 0)
+
+    def flagged(gradient):
+        try:
+            grads = gradient(arrays, x.numpy(), y.numpy())
+        except ValueError:  # of shapes that do not fit
+            return True
+        return (q.relative_errors(grads, params, x, y, 1e-5, picked) > 1e-4).any()
+
+    assert not flagged(q.planted("", ""))
+    source = q.inspect.getsource(q.backward)
+    for before, after in (*[change for bug, change in q.BUGS.items() if bug != "no bug"], *WRONG):
+        assert source.count(before) == 1, before
+        assert flagged(q.planted(before, after)), before
+
+
+def test_05_differences():
+    q = load_beside(5, "differences")
+    torch.set_default_dtype(torch.float64)
+    torch.manual_seed(0)
+    params = q.ex05.init_params(q.ex05.Config(layers=1))
+    x, y = torch.randn(30, 2), torch.randint(3, (30,))
+    grads = torch.autograd.grad(q.ex05.loss_fn(q.ex05.forward(params, x), y), params)
+    picked = [(0, i) for i in range(6)]
+    for central, least, most in ((True, 1.9, 2.1), (False, 0.9, 1.1)):
+        errors = [q.relative_errors(grads, params, x, y, h, picked, central) for h in q.STEPS[:5]]
+        assert least < q.slope(np.array(errors)) < most
+    wrong = [grad * 1.01 for grad in grads]
+    assert (q.relative_errors(wrong, params, x, y, 1e-5, picked) > 1e-3).all()
+
+
+def test_05_signals():
+    q = load_beside(5, "signals")
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.float64)
+
+    def rule(n):
+        return 1.5 / n
+
+    widths = [200] * 9
+    forward, backward = q.signals(torch.randn(500, 200), q.weights(widths, rule), lambda x: x)
+    np.testing.assert_allclose(forward[1:] / forward[:-1], 1.5**0.5, rtol=0.15)  # of a linear network, in closed form
+    np.testing.assert_allclose(backward[:-1] / backward[1:], 1.5**0.5, rtol=0.15)
+    w = q.weights([400, 100], lambda n: 2 / n)[0]
+    assert w.shape == (400, 100)
+    assert w.std().item() == pytest.approx((2 / 400) ** 0.5, rel=0.05)  # n is the number of inputs
+
+
+def test_06_width(tmp_path):
+    q = load_beside(6, "width")
+    torch.set_default_dtype(torch.float64)
+    knots, x = np.linspace(-1, 1, 12), np.linspace(-1, 1, 300)
+    made = q.by_hand(knots)(torch.from_numpy(x)[:, None])[:, 0].detach().numpy()
+    np.testing.assert_allclose(made, np.interp(x, knots, q.curve(knots)), atol=1e-12)
+    kinks = -q.spread(16)[0].bias / q.spread(16)[0].weight[:, 0]
+    np.testing.assert_allclose(kinks.detach().numpy(), np.linspace(-1, 1, 16), atol=1e-12)
+    right = q.main(q.Config(out=tmp_path, dry_run=True))
+    assert -2.1 < right["slope_by_hand"] < -1.9
+    assert right["solved_over_by_hand"] <= 1
+    by_hand, rng = q.by_hand, np.random.default_rng(0)
+    q.by_hand = lambda knots: by_hand(np.sort(rng.uniform(-1, 1, len(knots))))
+    assert not -2.1 < q.main(q.Config(out=tmp_path, dry_run=True))["slope_by_hand"] < -1.9
