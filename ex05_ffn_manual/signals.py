@@ -76,7 +76,7 @@ def draw(forward, backward, accuracies):
             ax.plot(np.arange(1, len(values) + 1), values, style, color=color, linewidth=1.3)
             if variance == "1/n" and (activation == "ReLU" or (ax is middle and activation == "sigmoid")):
                 label(ax, len(values) + 1 if at else 1, values[at], f"{activation} {variance}", color, (4, -8))
-    label(middle, 1, 3e-11, "sigmoid 2/n", SAFE[0])
+    label(middle, 1, 1e-8, "sigmoid 2/n", SAFE[0])
     label(middle, 1, 4e3, "level: ReLU 2/n, tanh 1/n and 2/n")
     label(left, 11, 300, "level: sigmoid, tanh, ReLU 2/n\ndotted: σ = 0.01")
     table = np.array([[accuracies[a, v] for v in VARIANCES] for a in ACTIVATIONS])

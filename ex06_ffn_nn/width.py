@@ -86,7 +86,7 @@ def draw(x, fits, errors):
         label(right, WIDTHS[3], errors[name][3], name, color, shift)
         left.plot(x, fit, color=color, linewidth=1.2, visible=name in ("by hand", "trained"))
     right.plot(WIDTHS, 78 / np.array(WIDTHS) ** 2.0, "k:", linewidth=1)
-    label(right, WIDTHS[1], 78 / WIDTHS[1] ** 2, "predicted by hand: ∝ 1/n²", "black", (8, 4))
+    label(right, WIDTHS[0], 78 / WIDTHS[0] ** 2, "predicted by hand: ∝ 1/n²", "black", (12, 2))
     right.set(xscale="log", yscale="log", xlabel="ReLUs in the hidden layer, n", ylabel="root mean squared error")
     right.set_xticks(WIDTHS, WIDTHS, minor=False)
     return figure
