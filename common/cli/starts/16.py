@@ -3,7 +3,7 @@
 2. batches(config, n, step, device): from any step on the same as if they had been drawn from the first.
 3. Attention: F.scaled_dot_product_attention in place of your own; no biases by default.
 4. Transformer.forward(tokens, y=None): the loss where y is given. bfloat16 where the device has it.
-5. make_optimizer(config, model): weight decay on matrices alone. learning_rate: down to a tenth. Clip the gradients.
+5. make_optimizers(config, model): a list of one, AdamW with weight decay on matrices alone. Clip the gradients.
 6. Checkpoints: save at every evaluation, and go on from there (common.checkpoint). Print milliseconds per step.
 """
 
@@ -55,7 +55,9 @@ def test_batches():
 def test_optimizer():
     """weight decay is on matrices, not on the scales of norms"""
     model = train.Transformer(config, 50)
-    for group in train.make_optimizer(config, model).param_groups:
+    groups = [group for optimizer in train.make_optimizers(config, model) for group in optimizer.param_groups]
+    assert groups, "make_optimizers returns no optimizer"
+    for group in groups:
         for param in group["params"]:
             wanted = config.weight_decay if param.ndim >= 2 else 0.0
             is_near(f"weight decay of a {tuple(param.shape)} parameter", group["weight_decay"], wanted, 0)
