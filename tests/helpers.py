@@ -136,6 +136,7 @@ def watch(command: list, seconds: float | None = None, **options) -> tuple[list[
         stderr = errors.read()
     if code:
         why = f"was stopped after {seconds:.0f} seconds" if late else f"ended with code {code}"
-        last = " / ".join(stderr.strip().splitlines()[-3:]) or "no message"
+        last = [line.strip("│╭╮╰╯─ ") for line in stderr.splitlines()]  # without the frame of tyro's messages
+        last = " / ".join(list(filter(None, last))[-4:]) or "no message"
         raise RuntimeError(f"{Path(command[1]).parent.name}/{Path(command[1]).name} {why}: {last}")
     return lines, stderr

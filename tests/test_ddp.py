@@ -638,16 +638,3 @@ def test_unwrapped_model_is_saved(two_processes):
     names = set(torch.load(two_processes / "checkpoint.pt")["model"])
     assert "embedding.weight" in names
     assert not any(name.startswith(("module.", "_orig_mod.")) for name in names)
-
-
-# The benches
-
-
-def test_benches(openwebtext):
-    script = train_py(17).parent.parent / "tests" / "gpu" / "openwebtext.py"
-    flags = ["--documents", openwebtext, "--dry-run", "--rounds", "1", "--micro-batches", "2"]
-    result = subprocess.run([sys.executable, script, *flags], capture_output=True, text=True, timeout=200)
-    assert result.returncode == 0, result.stderr
-    assert "| 2 | " in result.stdout
-    assert "speed: " in result.stderr
-    assert "3 steps of 256 tokens, the same weights and batches" in result.stdout

@@ -5,11 +5,9 @@ import json
 import math
 import time
 from itertools import islice
-from pathlib import Path
 from types import SimpleNamespace
 
 from common import UserError, data
-from common.curriculum import ROOT
 
 import jax
 import jax.numpy as jnp
@@ -386,39 +384,3 @@ def test_dry_run_of_a_call_of_many_steps(tmp_path):
     assert result.stderr == ""
     assert "128 images per step, 3 steps per call, float32" in result.stdout
     assert list(read_metrics(tmp_path / "dry_run")["train", "loss"]) == [0, 1, 2]
-
-
-def test_gpu_reference_changes(reference, capsys):
-    """The measurements run on a CPU, too, and every row has its place in the README."""
-    reference.main(reference.Config(exercises=(14,), tables=("changes",), dry_run=True))
-    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
-    assert len(rows) == 2 + 7
-    readme = (ROOT / "ex14_gpu_resnet" / "README.md").read_text(encoding="utf-8")
-    for row in rows:
-        assert row.split("|")[1] in readme
-
-
-def test_gpu_reference_targets(reference, monkeypatch, capsys):
-    """Their flags are sound over the GPU's preset and stand in the README; the table has mean and deviation."""
-    ex = load(14)
-    monkeypatch.setattr(ex, "jax_device", lambda name: SimpleNamespace(platform="gpu"))
-    seen = []
-
-    def in_place_of_training(command, **options):
-        out, flags = Path(command[command.index("--out") + 1]), command[2:]
-        config = tyro.cli(ex.Config, default=ex.preset(ex.Config()), args=flags)
-        assert config.seeds == 20
-        assert config.steps % config.steps_per_call == 0
-        assert config.eval_every >= config.steps  # the clock is not stopped on the way
-        finals = {"test_accuracy": [0.99, 0.992], "train_seconds": [0.5, 0.7]}
-        result = {"finals": finals, "metrics": {"compile_seconds": 9.0}, "device": "", "versions": {}, "commit": ""}
-        (out / "result.json").write_text(json.dumps(result))
-        seen.append(flags[4:])
-
-    monkeypatch.setattr(reference.subprocess, "run", in_place_of_training)
-    reference.main(reference.Config(exercises=(14,), tables=("targets",)))
-    assert len(seen) == 3
-    readme = " ".join((ROOT / "ex14_gpu_resnet" / "README.md").read_text(encoding="utf-8").split())
-    for flags in seen:
-        assert " ".join(["python ex14_gpu_resnet/train.py --seeds 20", *flags]) in readme
-    assert "| 99.100 ± 0.141 % | 0.600 ± 0.141 | 9.0 |" in capsys.readouterr().out

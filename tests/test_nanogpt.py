@@ -779,19 +779,6 @@ def test_gpt2_shape(script, transformers, tmp_path, monkeypatch):
     torch.testing.assert_close(model(words), theirs.eval()(words).logits, atol=1e-4, rtol=1e-4)
 
 
-# The benches
-
-
-def test_benches(tmp_path, shakespeare):
-    script = train_py(16).parent.parent / "tests" / "gpu" / "nanogpt.py"
-    flags = ["--dry-run", "--rounds", "1", "--seeds", "1", "--tables", "peer", "best"]
-    result = subprocess.run([sys.executable, script, *flags], capture_output=True, text=True, timeout=200)
-    assert result.returncode == 0, result.stderr
-    assert "| exercise 16, nanogpt | " in result.stdout
-    assert "speed: " in result.stdout
-    assert "| best | " in result.stdout
-
-
 def test_ctrl_c_in_a_checkpoint(ex, text, tmp_path):
     """While torch writes it: that is no full disk, and the last checkpoint stays."""
     train(ex, tmp_path, text=text, steps=2)
