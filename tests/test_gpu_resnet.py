@@ -7,7 +7,7 @@ import time
 from itertools import islice
 from types import SimpleNamespace
 
-from common import UserError, data
+from common import UserError, data, speed
 
 import jax
 import jax.numpy as jnp
@@ -341,6 +341,10 @@ def test_presets(monkeypatch):
     assert (gpu.precision, gpu.out) == ("bfloat16", ex.Config().out)
     config = tyro.cli(ex.Config, default=gpu, args=["--batch-size", "50", "--precision", "float32"])
     assert (config.batch_size, config.precision, config.learning_rate) == (50, "float32", gpu.learning_rate)
+    for capability, precision in {"7.5": "float32", "8.9": "bfloat16", "gfx942": "bfloat16"}.items():
+        card = SimpleNamespace(platform="gpu", compute_capability=capability)
+        monkeypatch.setattr(ex, "jax_device", lambda name, card=card: card)
+        assert ex.preset(ex.Config()).precision == precision
     dry = tyro.cli(ex.Config, default=gpu, args=["--dry-run"])
     assert (dry.steps, dry.steps_per_call) == (3, 3)
     assert dry.batch_size <= 1000  # of the made-up images
@@ -384,3 +388,14 @@ def test_dry_run_of_a_call_of_many_steps(tmp_path):
     assert result.stderr == ""
     assert "128 images per step, 3 steps per call, float32" in result.stdout
     assert list(read_metrics(tmp_path / "dry_run")["train", "loss"]) == [0, 1, 2]
+
+
+def test_convolutions_of_a_compiled_program():
+    """On a GPU they are calls of cuDNN; what a T4's program really computes in is seen."""
+    image, kernel = jnp.ones((1, 8, 8, 3)), jnp.ones((3, 3, 3, 4))
+    program = jax.jit(lambda x, w: load(14).conv(x, w, 1)).lower(image, kernel).compile()
+    assert speed.convolutions(program) == "float32"
+    line = '  %a.1 = ({}[5,14]{{1,0}}, u8[9]{{0}}) custom-call(%b), custom_call_target="__cudnn$convForward"'
+    for formats, said in ((["bf16"], "bfloat16"), (["f32", "f32"], "float32"), ([], "an unknown format")):
+        text = "\n".join(map(line.format, formats)) + "\n  %c = bf16[5] add(%a, %b)"
+        assert speed.convolutions(SimpleNamespace(as_text=lambda text=text: text)) == said

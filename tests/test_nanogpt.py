@@ -310,6 +310,22 @@ def test_speed():
     assert "41.6% of 989 TFLOP/s (NVIDIA H200)" in fake_speed("NVIDIA H200", 480_000, flops)
     assert "of 756 TFLOP/s" in fake_speed("NVIDIA H100 PCIe", 1e5, flops)
     assert "of 362 TFLOP/s" in fake_speed("NVIDIA L40S", 1e5, flops)
+    for name, peak in {
+        "NVIDIA A100-SXM4-80GB": 312,
+        "Tesla T4": 65,
+        "Tesla P100-PCIE-16GB": 18.7,
+        "Tesla V100-SXM2-16GB": 125,
+        "NVIDIA GH200 480GB": 989,
+        "AMD Instinct MI300X": 1307,
+        "NVIDIA GeForce RTX 4060": 30.2,
+        "NVIDIA GeForce RTX 4060 Ti": 44.1,
+        "NVIDIA GeForce RTX 4070 Ti SUPER": 88.2,
+        "NVIDIA GeForce RTX 5090": 209.5,
+        "NVIDIA L4": 121,
+    }.items():
+        assert f"of {peak} TFLOP/s ({name})" in fake_speed(name, 1e4, flops)
+    for name in ("NVIDIA RTX A1000", "NVIDIA GeForce RTX 4060 Laptop GPU", "NVIDIA T400", "NVIDIA A10G"):
+        assert f"unknown chip ({name})" in fake_speed(name, 1e4, flops)
     assert "unknown chip (NVIDIA GeForce GTX 1050)" in fake_speed("NVIDIA GeForce GTX 1050", 1e4, flops)
     assert "41.6% of 989 TFLOP/s (8 × NVIDIA H200)" in fake_speed("NVIDIA H200", 8 * 480_000, flops, 8)
 
@@ -336,9 +352,10 @@ def test_gpu_without_bfloat16(native, found, monkeypatch):
     assert speed.has_bfloat16(torch.device("cuda")) is found
 
 
-def test_losses_on_a_gpu_are_read_later(ex, tmp_path):
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+def test_losses_on_a_gpu_are_read_later(ex, tmp_path, kind):
     class OnGpu:
-        device, shape, read = torch.device("cuda"), (), 0
+        device, shape, read = torch.device(kind), (), 0
 
         def __init__(self, value):
             self.value = value
