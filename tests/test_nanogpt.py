@@ -12,6 +12,7 @@ import sys
 import time
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 from common import UserError, checkpoint, speed
 from common.record import Run
@@ -713,6 +714,26 @@ def test_words_in_view(script):
             assert n - size <= first(n, size) < n
             assert first(n, size) == 0 or n - first(n, size) > size // 2 - 1
     assert [first(n, 16) for n in (16, 17, 24, 25, 32, 33)] == [0, 8, 8, 16, 16, 24]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("number", [13, 16, 17])
+def test_sample_shows_the_model_one_shape(number):
+    """A compiled or tuned kernel meets one length, and the text is that of windows as long as the text so far."""
+    ex = load(number)
+    config = ex.Config(block_size=16, layers=2, heads=2, channels=16, max_new_tokens=30, temperature=1.0)
+    model, shapes = ex.Transformer(config, 256).eval(), []
+    for param in model.parameters():
+        torch.nn.init.normal_(param, std=0.3)
+    expected, generator = torch.tensor([3, 1, 4, 1, 5]), torch.Generator().manual_seed(config.seed)
+    prompt = expected
+    for _ in range(config.max_new_tokens):
+        expected = torch.cat([expected, ex.draw(model(expected[None, -16:])[0, -1], config, generator)])
+    model.register_forward_pre_hook(lambda model, args: shapes.append(tuple(args[0].shape)))
+    vocab = (SimpleNamespace(n_vocab=256),) if number == 17 else ()
+    assert ex.sample(model, prompt, config, *vocab).tolist() == expected.tolist()
+    assert set(shapes) == {(1, 16)}
+    assert len(shapes) == 30
 
 
 @torch.no_grad()
