@@ -114,7 +114,7 @@ EXERCISES = (
         16,
         "Upgrade your code to work on multiple GPUs, get your hands on some, switch your dataset to openwebtext, and "
         "try to match Karpathy's implementation and performance (at GPT2 scale).",
-        budget=250,
+        budget=255,
     ),
 )
 

@@ -188,6 +188,8 @@ def torch_device(name: str):
         name = next(device for device in present if present[device])
     if not present[name]:
         raise UserError(f"--device {name}: torch finds no such device on this machine; use --device cpu, or auto")
+    if name == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32, for what is not in bfloat16; JAX has it by itself
     return torch.device(name)
 
 

@@ -1,6 +1,7 @@
 """How fast a training is: tokens per second, MFU, the peak of the chip, and a compiled model where that works."""
 
 import math
+import os
 import re
 import sys
 import time
@@ -87,6 +88,14 @@ def chip(device) -> tuple[str, float | None]:
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"a {device.type}"
     parts = [part for part in PEAKS if re.search(rf"\b{part}\b", name)]  # an A100 is no RTX A1000
     return name, PEAKS[parts[0]] if parts and "Laptop" not in name else None
+
+
+def fitting(micro_batch: int) -> int:
+    """Return a micro-batch that needs up to 32 GB, halved until it fits the free memory of this process's GPU."""
+    import torch
+
+    free, _ = torch.cuda.mem_get_info(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    return max(1, micro_batch >> max(0, math.ceil(math.log2(32e9 / max(free, 1)))))
 
 
 def free_bytes(device) -> float:

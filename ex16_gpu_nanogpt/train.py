@@ -85,7 +85,8 @@ def defaults(preset: Preset = "auto", resume: bool = False, device: str = "auto"
     if resume:
         return checkpoint.load_flags(Config, out / "checkpoint.pt", preset)
     if preset == "auto":
-        preset = "nanogpt" if torch.cuda.is_available() and device in ("auto", "cuda") else "nanogpt-cpu"
+        on_gpu = device in ("auto", "cuda") and torch_device(device).type == "cuda"
+        preset = "nanogpt" if on_gpu else "nanogpt-cpu"
     return Config(preset, **PRESETS[preset])
 
 

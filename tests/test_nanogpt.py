@@ -290,8 +290,10 @@ def test_beats_its_baseline(text, tmp_path):
 def test_presets(ex, monkeypatch):
     assert set(ex.PRESETS) | {"auto"} == set(ex.Preset.__args__)
     assert ex.defaults(device="cpu").preset == "nanogpt-cpu"
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert ex.defaults().preset == "nanogpt"
+    monkeypatch.setattr(ex, "torch_device", torch.device)
+    assert ex.defaults(device="cuda").preset == "nanogpt"
+    monkeypatch.setattr(ex, "torch_device", lambda name: CPU)  # for whose card torch has no code
+    assert ex.defaults().preset == "nanogpt-cpu"
     assert ex.defaults(device="cpu").preset == "nanogpt-cpu"
     big = ex.defaults(preset="nanogpt")
     assert (big.layers, big.heads, big.channels, big.block_size, big.batch_size) == (6, 6, 384, 256, 64)
