@@ -82,7 +82,7 @@ EXERCISES = (
         12,
         "Change architecture to be a causal transformer. Input data is still N words, but output data is now N "
         "next-words (ie the same sequence but offset by 1).",
-        budget=120,
+        budget=125,
     ),
     Exercise(
         14,
@@ -98,7 +98,7 @@ EXERCISES = (
         14,
         "Switch from MNIST to ImageNet. Adjust your resnet setup by copying the literature. Do a multi-day run on "
         "ImageNet and see how you score, and compare to what other people have reported.",
-        budget=300,
+        budget=310,
     ),
     Exercise(
         16,
@@ -114,7 +114,7 @@ EXERCISES = (
         16,
         "Upgrade your code to work on multiple GPUs, get your hands on some, switch your dataset to openwebtext, and "
         "try to match Karpathy's implementation and performance (at GPT2 scale).",
-        budget=250,
+        budget=255,
     ),
 )
 

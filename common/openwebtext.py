@@ -106,6 +106,7 @@ def load_documents(path: Path | None, whole: bool):
     cache = str(data_dir() / "openwebtext" / "cache")
     try:
         if path is None and whole:
+            print("all of OpenWebText: a download of 24 GB, and 82 GB of disk while it is prepared", flush=True)
             documents = datasets.load_dataset(REPOSITORY, revision=REVISION, split="train", cache_dir=cache)
             return documents.select_columns("text")
         files, passed_over = _files(path) if path else ([_first_file()], "")

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from itertools import pairwise
 from typing import Annotated, Literal
 
@@ -102,7 +103,9 @@ def clean_exit() -> Iterator[None]:
         if not isinstance(error, MemoryError) and not any(words in str(error).lower() for words in OUT_OF_MEMORY):
             raise
         reason = (str(error).splitlines() or ["no details"])[0]
-        code, message = 1, f"error: out of memory ({reason}): lower the sizes, --batch-size first (or --micro-batch)"
+        flags = getattr(getattr(sys.modules["__main__"], "Config", None), "__dataclass_fields__", {})
+        first = next((flag for flag in ("micro_batch", "batch_size") if flag in flags), "").replace("_", "-")
+        code, message = 1, f"error: out of memory ({reason}): lower the sizes{first and f', --{first} first'}"
     except OSError as error:
         if error.errno not in NO_OUTPUT or error.filename is not None:
             raise
@@ -161,32 +164,80 @@ def check_config(config, **ranges: float | tuple[float, float]) -> None:
             raise ValueError(f"{flag} must be at least {least} and at most {most:.2g}, not {value}")
 
 
-def torch_device(name: str):
-    """Return the torch.device that a --device flag names; "auto" is the GPU where there is one.
+@cache
+def _on_the_cpu(why: str) -> None:
+    """Print, once, why a GPU is there and is not used."""
+    print(f"{why}, so the CPU is used", file=sys.stderr, flush=True)
 
-    Raises UserError if this machine has no such device.
+
+def has_code(capability: tuple[int, int], architectures: list[str]) -> bool:
+    """Return whether a build for these architectures (sm_86, compute_90, …) runs on a card of this capability (8, 9).
+
+    Machine code (sm) runs on cards of its own major version that are not older, what is compiled on the spot (compute)
+    on all that are not older. Where no architecture has such a name, as on AMD's cards, nothing is known against it.
+    """
+    found = [re.match(r"(sm|compute)_(\d+)(\d)", name) for name in architectures]
+    builds = [(kind, int(major), int(minor)) for kind, major, minor in (match.groups() for match in found if match)]
+    return not builds or any(
+        (major, minor) <= capability and (kind == "compute" or major == capability[0]) for kind, major, minor in builds
+    )
+
+
+def torch_device(name: str):
+    """Return the torch.device that a --device flag names; "auto" is the GPU where there is one that torch can use.
+
+    Raises UserError if this machine has no such device, or if this build of torch has no code for it.
     """
     import torch
 
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if present["cuda"] and name in ("auto", "cuda"):
+        capability, builds = torch.cuda.get_device_capability(), torch.cuda.get_arch_list()
+        if not has_code(capability, builds):
+            card = f"{torch.cuda.get_device_name()} (sm_{capability[0]}{capability[1]})"
+            why = f"torch {torch.__version__} has no code for the {card}, only for {', '.join(builds)}"
+            if name == "cuda":
+                raise UserError(f"--device cuda: {why}: install a build that has, or use --device cpu, or auto")
+            _on_the_cpu(why)
+            present["cuda"] = False
     if name == "auto":
         name = next(device for device in present if present[device])
     if not present[name]:
         raise UserError(f"--device {name}: torch finds no such device on this machine; use --device cpu, or auto")
+    if name == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32, for what is not in bfloat16; JAX has it by itself
     return torch.device(name)
 
 
 def jax_device(name: str):
-    """Return the JAX device that a --device flag names; "auto" is the GPU where there is one.
+    """Return the JAX device that a --device flag names; "auto" is the GPU where there is one that JAX can use.
 
-    Raises UserError if JAX finds no such device, because the device or its CUDA plugin is missing.
+    Raises UserError if JAX finds no such device, because the device or its CUDA plugin is missing, or if the plugin's
+    CUDA has no code for it: that of CUDA 13 begins at compute capability 7.5.
     """
     import jax
 
     try:
-        return jax.devices(None if name == "auto" else name)[0]
+        device = jax.devices(None if name == "auto" else name)[0]
     except RuntimeError:
         raise UserError(
             f'--device {name}: JAX finds no such device on this machine (its CUDA plugin: pip install -e ".[cuda]"); '
             "use --device cpu, or auto"
         ) from None
+    cuda = (
+        re.search(r"cuda (\d+)", getattr(device.client, "platform_version", "")) if device.platform == "gpu" else None
+    )
+    if cuda and int(cuda[1]) >= 13_000 and is_older(device, 7.5):
+        card = f"{device.device_kind} (compute capability {device.compute_capability})"
+        why = f"JAX with CUDA 13 has no code for the {card}, only from 7.5 on"
+        if name != "auto":
+            raise UserError(f"--device {name}: {why}: install jax[cuda12], or use --device cpu, or auto")
+        _on_the_cpu(why)
+        device = jax.devices("cpu")[0]
+    return device
+
+
+def is_older(device, capability: float) -> bool:
+    """Return whether a JAX device is an NVIDIA card of less than this compute capability: 8.0 is the first Ampere."""
+    found = re.fullmatch(r"\d+\.\d+", str(getattr(device, "compute_capability", "")))
+    return bool(found) and float(found[0]) < capability

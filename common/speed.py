@@ -1,5 +1,8 @@
 """How fast a training is: tokens per second, MFU, the peak of the chip, and a compiled model where that works."""
 
+import math
+import os
+import re
 import shutil
 import sys
 import time
@@ -8,9 +11,16 @@ from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-PEAKS = {  # TFLOP/s of dense bfloat16 matrix products, from NVIDIA's data sheets, by a part of the GPU's name
-    **{"B200": 2250, "H200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "A100": 312},
-    **{"L40S": 362, "L40": 181, "L4": 121, "RTX 4090": 165, "RTX 3090": 71},
+# TFLOP/s of dense matrix products in bfloat16 (V100, P100, T4: float16) with sums in float32, by a part of the name.
+# From NVIDIA's data sheets, for GeForce cards from its white papers of Ampere, Ada and Blackwell (twice the rate of
+# float32), and AMD's data sheet. A laptop's chip has the name of a faster one, and is left out.
+PEAKS = {
+    **{"B200": 2250, "GH200": 989, "H200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "A100": 312},
+    **{"MI300X": 1307, "L40S": 362, "L40": 181, "L4": 121, "A10": 125, "T4": 65, "V100-PCIE": 112, "V100": 125},
+    **{"P100-PCIE": 18.7, "P100": 21.2, "RTX 5090": 209.5, "RTX 5080": 112.6, "RTX 5070 Ti": 87.9, "RTX 5070": 61.7},
+    **{"RTX 5060 Ti": 47.4, "RTX 5060": 38.4, "RTX 4090": 165, "RTX 4080 SUPER": 104.4, "RTX 4080": 97.5},
+    **{"RTX 4070 Ti SUPER": 88.2, "RTX 4070 Ti": 80.2, "RTX 4070 SUPER": 71, "RTX 4070": 58.3, "RTX 4060 Ti": 44.1},
+    **{"RTX 4060": 30.2, "RTX 3090 Ti": 80, "RTX 3090": 71},
 }
 
 
@@ -101,9 +111,34 @@ def profiled(run, steps: Iterable[int]) -> Iterator[int]:
     yield from steps
 
 
-def chip(device) -> tuple[str, int | None]:
+def chip(device) -> tuple[str, float | None]:
     """Return the name of a device, and its peak in TFLOP/s where PEAKS has it."""
     import torch
 
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"a {device.type}"
-    return name, next((peak for part, peak in PEAKS.items() if part in name), None)
+    parts = [part for part in PEAKS if re.search(rf"\b{part}\b", name)]  # an A100 is no RTX A1000
+    return name, PEAKS[parts[0]] if parts and "Laptop" not in name else None
+
+
+def fitting(micro_batch: int) -> int:
+    """Return a micro-batch that needs up to 32 GB, halved until it fits the free memory of this process's GPU."""
+    import torch
+
+    free, _ = torch.cuda.mem_get_info(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    return max(1, micro_batch >> max(0, math.ceil(math.log2(32e9 / max(free, 1)))))
+
+
+def free_bytes(device) -> float:
+    """Return how many bytes of a JAX device's memory are free for this program; infinite where that is not known."""
+    stats = device.memory_stats() or {}
+    return stats["bytes_limit"] - stats["bytes_in_use"] if "bytes_limit" in stats else math.inf
+
+
+def convolutions(program) -> str:
+    """Return the number formats in which a program that JAX has compiled really computes its convolutions."""
+    lines = [
+        line for line in (program.as_text() or "").splitlines() if re.search(r"\bconvolution\(|__cudnn\$conv", line)
+    ]
+    found = {match[1] for line in lines if (match := re.search(r"= \(?(\w+)\[", line))}
+    names = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
+    return " and ".join(sorted(names.get(name, name) for name in found)) or "an unknown format"

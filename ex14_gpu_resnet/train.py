@@ -23,7 +23,7 @@ from typing import Literal
 
 from common import UserError, data, speed
 from common.plotting import plot_loss
-from common.program import check_config, clean_exit, jax_device
+from common.program import check_config, clean_exit, is_older, jax_device
 from common.record import DRY_RUN_STEPS, Run
 
 import jax
@@ -68,10 +68,12 @@ class Config:
 
 def preset(flags):
     """Return the defaults of all flags: those above, or on a GPU larger batches, and one call per epoch."""
-    if jax_device(flags.device).platform == "cpu":
+    device = jax_device(flags.device)
+    if device.platform == "cpu":
         return Config()
     sizes = {"channels": 64, "batch_size": 500, "steps": 1440, "eval_every": 1440, "steps_per_call": 120}  # 12 epochs
-    return Config(learning_rate=0.01, precision="bfloat16", **sizes)
+    precision = "float32" if is_older(device, 8.0) else "bfloat16"  # before Ampere there is no bfloat16
+    return Config(learning_rate=0.01, precision=precision, **sizes)
 
 
 def make_data(config):
@@ -320,6 +322,7 @@ def main(config: Config) -> dict[str, float]:
         start = time.perf_counter()
         program = compile_steps(config, x, y)
         compile_seconds = time.perf_counter() - start
+        print(f"compiled: convolutions in {speed.convolutions(program)}")
         finals = []
         for seed in range(config.seed, config.seed + config.seeds):
             _, test, seconds = train(config, seed, run, program, x, y, x_test, y_test)

@@ -16,6 +16,7 @@ A slim ResNet-18 on a CPU, with 1,000 photographs of ten classes: 60 % of new on
 Imagenette, which it downloads by default, has ten times as many; neither that nor a ResNet-50 on a GPU has been run.
 """
 
+import os
 import time
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,7 +26,7 @@ from typing import Literal
 
 from common import UserError, checkpoint, imagenet, speed
 from common.plotting import plot_loss
-from common.program import Resume, Terminated, check_config, clean_exit, jax_device, terminated
+from common.program import Resume, Terminated, check_config, clean_exit, is_older, jax_device, terminated
 from common.record import DRY_RUN_STEPS, Run
 
 import jax
@@ -78,13 +79,18 @@ def preset(flags):
     if checkpoint.should_resume(flags.resume, flags.out / "checkpoint.npz"):
         config = checkpoint.load_flags(Config, flags.out / "checkpoint.npz")
         return replace(config, steps=None, eval_every=None) if flags.epochs else config
-    if jax_device(flags.device).platform == "cpu":
+    device = jax_device(flags.device)
+    if device.platform == "cpu":
         return Config(epochs=11)
     sizes = {"size": 224, "train_size": 224, "area": 0.08, "epochs": 16}
     if flags.data == Config.data and not flags.dummy_data:  # Imagenette's short sides have 160 pixels
         sizes = {"size": 160, "train_size": 128, "epochs": 80}
-    recipe = {"smoothing": 0.1, "weight_decay": 1e-4, "precision": "bfloat16"}
-    return Config(flags.data, workers=16, depth=50, channels=64, batch_size=256, **sizes, **recipe)
+    precision = "float32" if is_older(device, 8.0) else "bfloat16"  # before Ampere there is no bfloat16
+    image = 850 * sizes["train_size"] ** 2 * (2 if precision == "float32" else 1)  # bytes that a ResNet-50 keeps of it
+    fitting = [size for size in (256, 128, 64, 32) if size * image + 1e9 < speed.free_bytes(device)]
+    recipe = {"batch_size": [*fitting, 16][0], "smoothing": 0.1, "weight_decay": 1e-4, "precision": precision}
+    recipe["learning_rate"] = 0.1 * recipe["batch_size"] / 256
+    return Config(flags.data, workers=min(16, os.cpu_count()), depth=50, channels=64, **sizes, **recipe)
 
 
 def make_data(config):
@@ -287,6 +293,7 @@ def train(config, seed, x, x_val, device, rows, whole):
     batch = jax.device_put(next(loaded), rows)  # (B, S, S, 3) and (B,)
     program = jax.jit(partial(update, config, optimizer), donate_argnums=(0, 1, 2, 3), out_shardings=whole)
     program = program.lower(*state, *batch, 0, step_key).compile()
+    print(f"compiled: convolutions in {speed.convolutions(program)}")
     with Run(config, {"ln K": np.log(len(x.classes))}, device.device_kind, resumed) as run:
         waited, since = 0.0, first  # milliseconds are shown as means since the last evaluation
         seconds = 0.0
@@ -336,7 +343,8 @@ def main(config: Config) -> dict[str, float]:
     config.epochs = config.steps / epoch
     config.eval_every = config.eval_every or max(epoch, config.steps // 20)
     print(f"data: {len(x)} photographs for training, {len(x_val)} for validation, {len(x.classes)} classes")
-    size = f"ResNet-{config.depth}, {config.epochs:.4g} epochs, devices: {mesh.size}"
+    size = f"ResNet-{config.depth}, {config.batch_size} images per step, {config.precision}, {config.workers} workers"
+    size += f", {config.epochs:.4g} epochs, devices: {mesh.size}"
     print(f"{device.platform} preset, and your flags ({device.device_kind}): {size}")
 
     return train(config, config.seed, x, x_val, device, rows, whole)

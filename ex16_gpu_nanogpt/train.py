@@ -92,7 +92,8 @@ def defaults(preset: Preset = "auto", resume: Resume = "auto", device: str = "au
     if checkpoint.should_resume(resume, out / "checkpoint.pt"):
         return checkpoint.load_flags(Config, out / "checkpoint.pt", preset)
     if preset == "auto":
-        preset = "nanogpt" if torch.cuda.is_available() and device in ("auto", "cuda") else "nanogpt-cpu"
+        on_gpu = device in ("auto", "cuda") and torch_device(device).type == "cuda"
+        preset = "nanogpt" if on_gpu else "nanogpt-cpu"
     return Config(preset, **PRESETS[preset])
 
 
@@ -251,7 +252,9 @@ def sample(model, tokens, config):
     model.eval()  # without dropout
     generator = torch.Generator(tokens.device).manual_seed(config.seed)  # so that sampling does not change the training
     for _ in range(config.max_new_tokens):
-        logits = model(tokens[None, -config.block_size :])[0, -1]  # (V,)
+        window = tokens[-config.block_size :]  # (L,), then padded to one length; no token sees what comes after it
+        padded = F.pad(window, (0, config.block_size - len(window)))[None]  # (1, T)
+        logits = model(padded)[0, len(window) - 1]  # (V,)
         tokens = torch.cat([tokens, draw(logits, config, generator)])
     model.train()
     return tokens

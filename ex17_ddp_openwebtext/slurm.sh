@@ -15,4 +15,4 @@ address=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 # see common/distributed.py
 srun --cpus-per-task "$SLURM_CPUS_PER_TASK" torchrun --nnodes "$SLURM_NNODES" --nproc-per-node 8 --max-restarts 3 \
     --rdzv-backend c10d --rdzv-endpoint "$address:29500" --rdzv-id "$SLURM_JOB_ID" \
-    ex17_ddp_openwebtext/train.py "$@"
+    ex17_ddp_openwebtext/train.py --whole "$@"

@@ -20,7 +20,6 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 from common import data
 from common import openwebtext as openwebtext_data
-from common.curriculum import ROOT
 
 import pytest
 import torch
@@ -60,16 +59,6 @@ def photographs():
         return folder
 
     return _require(find)
-
-
-@pytest.fixture
-def reference(monkeypatch):
-    """Return tests/gpu/reference.py as a module."""
-    monkeypatch.syspath_prepend(str(ROOT / "tests" / "gpu"))
-    import reference
-
-    monkeypatch.delitem(sys.modules, "reference")
-    return reference
 
 
 @pytest.fixture(scope="session")

@@ -3,8 +3,13 @@
 import contextlib
 import csv
 import importlib.util
+import os
+import signal
 import subprocess
 import sys
+import tempfile
+import threading
+import time
 from pathlib import Path
 from types import ModuleType
 
@@ -101,7 +106,38 @@ def check_causality(model, words: torch.Tensor) -> None:
         assert (other[:, t:] != logits[:, t:]).any(-1).all()
 
 
-def machine() -> str:
-    """Return what a figure of torch was measured on and with."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    return f"{device}, torch {torch.__version__}, Python {sys.version.split()[0]}"
+def watch(command: list, seconds: float | None = None, **options) -> tuple[list[tuple[float, str]], str]:
+    """Run a program; return its lines, each with the seconds after the start at which it came, and its stderr.
+
+    Raises RuntimeError, with the last lines of stderr, if it fails or takes more than so many seconds.
+    """
+    start = time.perf_counter()
+    options["env"] = (options.get("env") or os.environ) | {"PYTHONUNBUFFERED": "1"}  # so that lines come at once
+    with tempfile.TemporaryFile("w+", errors="replace") as errors:
+        command = list(map(str, command))
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True, **options
+        )
+
+        def end():
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # the workers of a program, too
+
+        timer = threading.Timer(seconds or 10**6, end)
+        timer.daemon = True
+        timer.start()
+        try:
+            lines = [(time.perf_counter() - start, line.rstrip("\n")) for line in process.stdout]
+            code = process.wait()
+        finally:
+            late = not timer.is_alive()
+            timer.cancel()
+            end()
+        errors.seek(0)
+        stderr = errors.read()
+    if code:
+        why = f"was stopped after {seconds:.0f} seconds" if late else f"ended with code {code}"
+        last = [line.strip("│╭╮╰╯─ ") for line in stderr.splitlines()]  # without the frame of tyro's messages
+        last = " / ".join(list(filter(None, last))[-4:]) or "no message"
+        raise RuntimeError(f"{Path(command[1]).parent.name}/{Path(command[1]).name} {why}: {last}")
+    return lines, stderr

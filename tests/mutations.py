@@ -634,6 +634,12 @@ WORDS = {
 
 GPT = {
     "ex16_gpu_nanogpt/train.py": [
+        (
+            "16-next-token-after-the-padding",
+            "model(padded)[0, len(window) - 1]",
+            "model(padded)[0, -1]",
+            "nanogpt::sample_shows_the_model_one_shape[16]",
+        ),
         ("16-other-betas", "beta2: float = 0.99 ", "beta2: float = 0.999 ", "nanogpt::betas_are_nanogpts"),
         (
             "16-decays-biases",
@@ -784,11 +790,12 @@ GPT = {
             "index[: len(index) // world_size].tensor_split",
             "ddp::processes_share_a_step",
         ),
+        ("17-default-is-the-whole-set", "if whole and preset", "if preset", "ddp::presets"),
         ("17-other-betas", "beta2: float = 0.95 ", "beta2: float = 0.99 ", "ddp::betas_are_nanogpts"),
         (
             "17-samples-numbers-that-are-no-tokens",
-            "            0, -1, : vocab.n_vocab",
-            "            0, -1",
+            "len(window) - 1, : vocab.n_vocab]",
+            "len(window) - 1]",
             "ddp::sample_draws_tokens_alone",
         ),
         (
@@ -1019,6 +1026,8 @@ COMMON = {
         ),
     ],
     "common/speed.py": [
+        ("speed-an-a100-is-an-a1000", 'rf"\\b{part}\\b"', "part", "nanogpt::speed"),
+        ("speed-micro-batch-twice-as-large", "math.ceil(math.log2(32e9", "math.floor(math.log2(32e9", "ddp::presets"),
         ("speed-peak-of-one-gpu", "rate / peak / devices:.1%", "rate / peak:.1%", "nanogpt::speed"),
         (
             "speed-minutes-as-hours",
@@ -1068,6 +1077,18 @@ COMMON = {
         ),
     ],
     "common/program.py": [
+        (
+            "program-code-for-newer-cards-runs",
+            "(major, minor) <= capability and",
+            "",
+            "mnist_mlp::has_code",
+        ),
+        (
+            "program-cuda-12-has-no-code-for-a-p100",
+            "int(cuda[1]) >= 13_000 and",
+            "",
+            "mnist_adam::gpu_that_jax_has_no_code_for",
+        ),
         ("program-ctrl-c-is-success", "code = 130", "code = 0", "record_and_plotting::clean_exit"),
         (
             "program-zero-is-in-range",

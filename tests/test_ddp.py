@@ -632,21 +632,22 @@ def test_second_run_on_one_folder(ex, tokens, tmp_path):
 def test_presets(ex, monkeypatch):
     assert set(ex.PRESETS) | {"auto"} == set(ex.Preset.__args__)
     assert ex.defaults(device="cpu").preset == "laptop"
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    memory = [80e9]
+    monkeypatch.setattr(ex, "torch_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (memory[0], 80e9))
     big = ex.defaults()
     assert big.preset == "gpt2"
     assert (big.layers, big.heads, big.channels, big.block_size) == (12, 12, 768, 1024)
     assert big.batch_size * big.block_size == 491_520
-    assert (big.steps, big.warmup_steps, big.learning_rate, big.decay_to, big.weight_decay) == (
-        600_000,
-        2_000,
-        6e-4,
-        0.1,
-        0.1,
-    )
-    assert big.compile
-    assert big.whole
-    assert not big.bias
+    assert (big.learning_rate, big.decay_to, big.weight_decay, big.bias, big.compile) == (6e-4, 0.1, 0.1, False, True)
+    assert (big.steps, big.warmup_steps, big.whole) == (600, 100, False)  # a taste, of the first file
+    whole = ex.defaults(whole=True)
+    assert (whole.steps, whole.warmup_steps, whole.eval_every) == (600_000, 2_000, 2_000)
+    assert ex.defaults(preset="laptop", whole=True).steps == 1_000
+    for gigabytes, micro_batch in {80: 32, 40: 32, 25: 16, 15: 8, 7.5: 4, 0.1: 1}.items():
+        memory[0] = gigabytes * 1e9
+        assert ex.defaults().micro_batch == micro_batch
 
 
 @pytest.fixture
@@ -776,16 +777,3 @@ def test_unwrapped_model_is_saved(two_processes):
     names = set(torch.load(two_processes / "checkpoint.pt")["model"])
     assert "embedding.weight" in names
     assert not any(name.startswith(("module.", "_orig_mod.")) for name in names)
-
-
-# The benches
-
-
-def test_benches(openwebtext):
-    script = train_py(17).parent.parent / "tests" / "gpu" / "openwebtext.py"
-    flags = ["--documents", openwebtext, "--dry-run", "--rounds", "1", "--micro-batches", "2"]
-    result = subprocess.run([sys.executable, script, *flags], capture_output=True, text=True, timeout=200)
-    assert result.returncode == 0, result.stderr
-    assert "| 2 | " in result.stdout
-    assert "speed: " in result.stderr
-    assert "3 steps of 256 tokens, the same weights and batches" in result.stdout

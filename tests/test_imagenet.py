@@ -422,18 +422,6 @@ def test_gradients_equal_transformers():
         np.testing.assert_allclose(grads["stages"][1][0]["conv1"][name], other, atol=2e-3 * abs(other).max())
 
 
-def test_gpu_reference_speed(reference, photographs, capsys, monkeypatch):
-    """The measurements run on a CPU, too, and every row has its place in the README."""
-    readme = (ROOT / "ex15_imagenet" / "README.md").read_text(encoding="utf-8")
-    for name in reference.SPEEDS:
-        assert f"| {name} |" in readme
-    monkeypatch.setattr(reference, "SPEEDS", dict(list(reference.SPEEDS.items())[:2]))
-    reference.main(reference.Config(exercises=(15,), dry_run=True))
-    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
-    assert rows[0] in readme
-    assert len(rows) == 2 + 2
-
-
 class Cut(Exception):
     """A run that ends in the middle."""
 
@@ -649,7 +637,13 @@ def test_dummy_data_needs_one_batch(monkeypatch, tmp_path, capsys):
 def test_presets(monkeypatch):
     ex = load(15)
     assert ex.preset(ex.Config(device="cpu")) == ex.Config(epochs=11)
-    monkeypatch.setattr(ex, "jax_device", lambda name: SimpleNamespace(platform="gpu"))
+    stats, capability = {"bytes_limit": 60e9, "bytes_in_use": 0}, ["9.0"]
+
+    def card(name):
+        return SimpleNamespace(platform="gpu", memory_stats=lambda: stats, compute_capability=capability[0])
+
+    monkeypatch.setattr(ex, "jax_device", card)
+    monkeypatch.setattr(ex.os, "cpu_count", lambda: 64)
     ours = ex.preset(ex.Config(data=ex.Path("ILSVRC/imagenet-1k")))
     assert (ours.depth, ours.channels, ours.size, ours.batch_size, ours.precision) == (50, 64, 224, 256, "bfloat16")
     assert (ours.epochs, ours.steps, ours.eval_every) == (16, None, None)
@@ -657,6 +651,16 @@ def test_presets(monkeypatch):
     assert ex.preset(ex.Config(dummy_data=True)).train_size == 224
     small = ex.preset(ex.Config())  # Imagenette
     assert (small.epochs, small.size, small.train_size, small.depth) == (80, 160, 128, 50)
+    assert ours.workers == 16
+    monkeypatch.setattr(ex.os, "cpu_count", lambda: 2)
+    assert ex.preset(ex.Config()).workers == 2
+    for gigabytes, there, large, small in ((18, "8.6", 256, 256), (6, "8.9", 64, 256), (11, "7.5", 64, 256)):
+        stats["bytes_limit"], capability[0] = gigabytes * 1e9, there
+        for data, batch in (("ILSVRC/imagenet-1k", large), ("imagenette", small)):
+            found = ex.preset(ex.Config(data=ex.Path(data)))
+            assert (found.batch_size, found.learning_rate) == (batch, 0.1 * batch / 256)
+            assert found.precision == ("float32" if there == "7.5" else "bfloat16")
+    stats["bytes_limit"], capability[0] = 60e9, "9.0"
     flags = ["--data", "somewhere", "--depth", "18", "--train-size", "160"]
     config = tyro.cli(ex.Config, default=ex.preset(ex.Config()), args=flags)
     assert (config.depth, config.train_size, config.size, config.batch_size) == (18, 160, 160, 256)

@@ -1,9 +1,10 @@
 """Exercise 8: JAX and optax, against exercise 7 and torch."""
 
 import math
+from types import SimpleNamespace
 
 from common import UserError, data
-from common.program import jax_device
+from common.program import is_older, jax_device
 
 import jax
 import jax.numpy as jnp
@@ -189,3 +190,22 @@ def test_device(monkeypatch):
     ex = load(8)
     with pytest.raises(UserError, match="--device cuda: JAX finds no such device on this machine.*use --device cpu"):
         ex.main(ex.Config(dry_run=True, device="cuda"))
+
+
+@pytest.mark.parametrize(
+    ("cuda", "capability", "used"), [(13000, "6.0", "cpu"), (12080, "6.0", "gpu"), (13000, "7.5", "gpu")]
+)
+def test_gpu_that_jax_has_no_code_for(cuda, capability, used, monkeypatch, capsys):
+    """CUDA 13 begins at 7.5. `auto` says so and takes the CPU; who asks for the card gets a sentence."""
+    cpu, client = jax.devices("cpu")[0], SimpleNamespace(platform_version=f"PJRT C API\ncuda {cuda}")
+    card = SimpleNamespace(
+        platform="gpu", device_kind=f"a card of {cuda}", compute_capability=capability, client=client
+    )
+    monkeypatch.setattr(jax, "devices", lambda name=None: [cpu if name == "cpu" else card])
+    assert jax_device("auto").platform == used
+    assert is_older(card, 7.5) is (capability == "6.0")
+    assert not is_older(cpu, 7.5)
+    assert ("so the CPU is used" in capsys.readouterr().err) is (used == "cpu")
+    if used == "cpu":
+        with pytest.raises(UserError, match=r"JAX with CUDA 13 has no code for the .* \(compute capability 6.0\)"):
+            jax_device("cuda")

@@ -3,7 +3,7 @@
 import math
 
 from common import UserError
-from common.program import torch_device
+from common.program import has_code, torch_device
 
 import numpy as np
 import pytest
@@ -99,12 +99,51 @@ def test_trains_on_training_and_measures_on_test_data(tmp_path, monkeypatch):
     assert series["train", "loss"][0] == ex.evaluate(model, x[first], y[first])["loss"]
 
 
-def test_auto_takes_the_gpu_where_there_is_one(monkeypatch):
+def fake_gpu(monkeypatch, capability, builds):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla P100-PCIE-16GB")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: builds)
+
+
+def test_auto_takes_the_gpu_where_there_is_one(monkeypatch):
+    fake_gpu(monkeypatch, (9, 0), ["sm_80", "sm_90"])
     assert torch_device("auto").type == "cuda"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert torch_device("auto").type == "cpu"
+
+
+def test_gpu_that_torch_has_no_code_for(monkeypatch, capsys):
+    """It is found before the first kernel: said once and left alone, or refused in a sentence."""
+    fake_gpu(monkeypatch, (6, 0), ["sm_75", "sm_80", "sm_120"])
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert torch_device("auto").type == torch_device("auto").type == torch_device("cpu").type == "cpu"
+    said = capsys.readouterr().err
+    assert (
+        "has no code for the Tesla P100-PCIE-16GB (sm_60), only for sm_75, sm_80, sm_120, so the CPU is used\n" in said
+    )
+    assert said.count("\n") == 1
+    with pytest.raises(UserError, match=r"--device cuda: torch .* has no code for the Tesla P100.*use --device cpu"):
+        torch_device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("capability", "builds", "expected"),
+    [
+        ((8, 9), ["sm_75", "sm_86"], True),  # an RTX 4060 runs the code of older cards of its major version
+        ((8, 0), ["sm_75", "sm_86"], False),
+        ((9, 0), ["sm_80", "compute_80"], True),
+        ((7, 0), ["sm_75", "compute_75"], False),
+        ((9, 0), ["sm_90a"], True),
+        ((12, 0), ["sm_90", "sm_100", "sm_120"], True),
+        ((12, 0), ["sm_90", "sm_100"], False),
+        ((9, 4), ["gfx942"], True),  # AMD's
+        ((8, 0), [], True),
+    ],
+)
+def test_has_code(capability, builds, expected):
+    assert has_code(capability, builds) is expected
 
 
 def test_gpu_that_is_not_there(monkeypatch):

@@ -4,8 +4,8 @@
 
 The checkout is copied to a temporary folder and gets its data there by its own prepare.py. It trains with the flags
 that its README gives for a laptop; both use as many threads as OMP_NUM_THREADS says. An iteration's time is without
-evaluations: of nanoGPT the mean of the times it prints, of exercise 16 its step_ms. The seconds until the target begin
-with the process; nanoGPT gets there when the loss that it estimates from 20 random batches does, exercise 16 when that
+evaluations: of nanoGPT from when its lines arrive, of exercise 16 its step_ms. The seconds until the target begin with
+the process; nanoGPT gets there when the loss that it estimates from 20 random batches does, exercise 16 when that
 of the whole validation set does. Behind nanoGPT's last line stands the loss on the whole set of the checkpoint it kept.
 """
 
@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from common import data
 from common.program import clean_exit
 
-from helpers import load, read_metrics, train_py
+from helpers import load, read_metrics, train_py, watch
 
 LAPTOP = (
     "--device=cpu --compile=False --eval_iters=20 --log_interval=1 --block_size=64 --batch_size=12 --n_layer=4 "
@@ -88,50 +88,54 @@ def their_loss(copy: Path) -> float:
     return ex.evaluate(Logits(model), x, y)["loss"]
 
 
-def theirs(copy: Path, flags: list[str], target: float, seed: int = 0) -> dict:
+def milliseconds(lines: list[tuple[float, str]], every: int = 250) -> float:
+    """Return nanoGPT's milliseconds per iteration, from the seconds at which its lines came.
+
+    It evaluates at every `every`-th iteration, so spans are counted from ten iterations later to the last line before
+    the next one. The times that it prints are not used: it takes them before it waits for a GPU.
+    """
+    spans = {}  # the first and the last line between two evaluations
+    for at, line in lines:
+        if (found := re.match(r"iter (\d+): loss ", line)) and int(found[1]) % every >= 10:
+            spans.setdefault(int(found[1]) // every, []).append((at, int(found[1])))
+    ends = [(span[0], span[-1]) for span in spans.values() if len(span) > 1]
+    if not ends:
+        raise RuntimeError("nanoGPT has printed too few iterations to be timed")
+    return 1000 * sum(last[0] - first[0] for first, last in ends) / sum(last[1] - first[1] for first, last in ends)
+
+
+def theirs(copy: Path, flags: list[str], target: float, seed: int = 0, **options) -> dict:
     """Train nanoGPT and return what was seen, by name, as `ours` does."""
     source = (copy / "train.py").read_text()
     (copy / "train.py").write_text(re.sub(r"manual_seed\(\d+", f"manual_seed({1337 + seed}", source))
-    command = [sys.executable, "-u", "train.py", "config/train_shakespeare_char.py", *flags]
+    command = [sys.executable, "train.py", "config/train_shakespeare_char.py", *flags]
     start = time.perf_counter()
-    process = subprocess.Popen(command, cwd=copy, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    times, losses, reached = [], [], None
-    for line in process.stdout:
-        if found := re.match(r"step \d+: train loss [\d.]+, val loss ([\d.]+)", line):
-            losses.append(float(found[1]))
-            if losses[-1] <= target and reached is None:
-                reached = time.perf_counter() - start
-        if found := re.match(r"iter (\d+): loss [\d.]+, time ([\d.]+)ms", line):
-            number = int(found[1])
-            if number % 250 and number > 10:  # without those that evaluate, and the first
-                times.append(float(found[2]))
-    if process.wait():
-        raise RuntimeError(f"nanoGPT's train.py ended with code {process.returncode}")
+    lines, _ = watch(command, cwd=copy, **options)
     seconds = time.perf_counter() - start
-    return {"ms": sum(times) / len(times), "losses": losses, "seconds": seconds, "reached": reached, "speed": ""}
+    steps = [(at, re.match(r"step \d+: train loss [\d.]+, val loss ([\d.]+)", line)) for at, line in lines]
+    losses = [(at, float(found[1])) for at, found in steps if found]
+    reached = next((at for at, loss in losses if loss <= target), None)
+    seen = {"losses": [loss for _, loss in losses], "seconds": seconds, "reached": reached, "speed": ""}
+    return {"ms": milliseconds(lines), **seen}
 
 
-def ours(flags: list[str], target: float = 0.0) -> dict:
-    """Train exercise 16; return ms per iteration, losses, seconds in total and to the target, its speed line."""
+def ours(flags: list[str], target: float = 0.0, **options) -> dict:
+    """Train exercise 16; return ms per iteration, losses, seconds in total and to the target, its speed line.
+
+    The speed line says so if the model was not compiled.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder)
-        wrote = out / "dry_run" if "--dry-run" in flags else out
         start = time.perf_counter()
-        process = subprocess.Popen(
-            [sys.executable, "-u", train_py(16), "--out", out, *flags], stdout=subprocess.PIPE, text=True
-        )
-        reached, speed = None, ""
-        for line in process.stdout:  # a sample is printed when the row before it is in metrics.csv
-            sampled = line.startswith("--- step ") and reached is None
-            if sampled and list(read_metrics(wrote)["validation", "loss"].values())[-1] <= target:
-                reached = time.perf_counter() - start
-            speed = line.strip() if line.startswith("speed: ") else speed
-        if process.wait():
-            raise RuntimeError(f"exercise 16 ended with code {process.returncode}")
+        lines, stderr = watch([sys.executable, train_py(16), "--out", folder, *flags], **options)
         seconds = time.perf_counter() - start
-        losses = list(read_metrics(wrote)["validation", "loss"].values())
-        ms = float(re.search(r"step_ms=(\S+)", line)[1])
-        return {"ms": ms, "losses": losses, "seconds": seconds, "reached": reached, "speed": speed}
+        losses = read_metrics(Path(folder, "dry_run" if "--dry-run" in flags else ""))["validation", "loss"]
+    step = next((step for step, loss in losses.items() if loss <= target), None)
+    # A sample is printed when the evaluation before it is done.
+    reached = next((at for at, line in lines if line.startswith(f"--- step {step},")), None)
+    speed = next((line for _, line in lines if line.startswith("speed: ")), "")
+    speed += "; not compiled" if "not compiled" in stderr else ""
+    ms = float(re.search(r"step_ms=(\S+)", lines[-1][1])[1])
+    return {"ms": ms, "losses": list(losses.values()), "seconds": seconds, "reached": reached, "speed": speed}
 
 
 def row(name: str, seen: dict) -> str:

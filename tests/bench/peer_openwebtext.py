@@ -17,6 +17,8 @@ import contextlib
 import io
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -32,10 +34,12 @@ import tyro
 from tyro.conf import Positional
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parent))
 from common import data, openwebtext
 from common.program import clean_exit, torch_device
 
-from helpers import load, load_beside, read_metrics
+from helpers import load, load_beside, read_metrics, train_py, watch
+from peer_nanogpt import milliseconds
 
 
 @dataclass
@@ -199,6 +203,36 @@ def losses(checkout: Path | None, args: list[str], same_rate: bool = False) -> N
     for step in sorted({0, len(ours) // 4, len(ours) // 2, len(ours) - 1}):
         print(f"| {step} | {ours[step]:.4f} | {theirs[step]:.4f} | {ours[step] - theirs[step]:+.5f} |")
     print(f"largest difference: {abs(ours - theirs).max():.5f}\n", flush=True)
+
+
+def our_speed(flags: list[str], **options) -> dict:
+    """Train exercise 17; return its tokens per second, and its line of speed, which says if it was not compiled."""
+    with tempfile.TemporaryDirectory() as out:
+        lines, stderr = watch([sys.executable, train_py(17), "--out", out, *flags], **options)
+    speed = next(line for _, line in lines if line.startswith("speed: "))
+    rate = float(re.search(r"speed: ([\d,]+)", speed)[1].replace(",", ""))
+    return {"rate": rate, "speed": speed + ("; not compiled" if "not compiled" in stderr else "")}
+
+
+def prepare(checkout: Path, documents: Path, folder: Path) -> Path:
+    """Copy what is needed of a checkout of nanoGPT into a folder, and the tokens of exercise 17 beside it."""
+    copy = folder / "nanogpt"
+    (copy / "data" / "openwebtext").mkdir(parents=True)
+    for name in ("train.py", "model.py", "configurator.py"):
+        shutil.copy(checkout / name, copy)
+    shutil.copytree(checkout / "config", copy / "config")
+    for name, tokens in zip(("train", "val"), openwebtext.read(documents)[:2]):
+        tokens.tofile(copy / "data" / "openwebtext" / f"{name}.bin")
+    return copy
+
+
+def their_speed(copy: Path, micro_batch: int, steps: int, flags: list[str], **options) -> dict:
+    """Train nanoGPT with 480 sequences per step; return its tokens per second from the tenth step on."""
+    sizes = [f"--batch_size={micro_batch}", f"--gradient_accumulation_steps={480 // micro_batch}"]
+    command = [sys.executable, "train.py", "config/train_gpt2.py", "--wandb_log=False", "--eval_iters=1"]
+    lines, _ = watch([*command, *sizes, f"--max_iters={steps}", *flags], cwd=copy, **options)
+    shape = next(filter(None, (re.match(r"tokens per iteration will be: ([\d,]+)", line) for _, line in lines)))
+    return {"rate": 1000 * int(shape[1].replace(",", "")) / milliseconds(lines, every=1000), "speed": ""}
 
 
 def step() -> None:
