@@ -56,7 +56,10 @@ def in_this_process(command, seconds=None, *, env=None, cwd=None):
 
 
 def test_rehearsal(measure, tmp_path, monkeypatch, capsys):
-    """All parts work on a CPU; the photographs share the program of --dummy-data; the tables are the READMEs'."""
+    """The parts work on a CPU; the photographs share the program of --dummy-data; the tables are the READMEs'.
+
+    Without smoke, whose dry runs are those of test_every_exercise.
+    """
     for module in (measure, measure.peer_nanogpt, measure.peer_openwebtext):
         monkeypatch.setattr(module, "watch", in_this_process)
     monkeypatch.setattr(measure, "SPEEDS", dict(list(measure.SPEEDS.items())[:2]))
@@ -71,17 +74,17 @@ def test_rehearsal(measure, tmp_path, monkeypatch, capsys):
         return compile_it(lowered, *args, compiler_options={"xla_backend_optimization_level": 0}, **options)
 
     monkeypatch.setattr(jax.stages.Lowered, "compile", compile_and_note)
-    measure.main(measure.Config(file=tmp_path / "measured.json", rehearse=True))
+    measure.main(measure.Config(measure.PARTS[1:], file=tmp_path / "measured.json", rehearse=True))
     text = capsys.readouterr().out
     rows = next(iter(json.loads((tmp_path / "rehearsal.json").read_text()).values()))["rows"]
     assert {name: row["error"] for name, row in rows.items() if "error" in row} == {}
-    names = ["exercise 14", "exercise 16", "exercise 17", "exercise 15", *measure.SPEEDS, *measure.TARGETS, "17"]
-    names += ["16, nanogpt", "14, changes", "best, seed 0", "best, seed 1", f"best {measure.CANDIDATES[0]}"]
+    names = [*measure.SPEEDS, *measure.TARGETS, "17", "16, nanogpt", "14, changes", "best, seed 0", "best, seed 1"]
+    names += [f"best {measure.CANDIDATES[0]}"]
     assert set(rows) == set(names)
     assert rows["with photographs"]["loss"] > 6  # of 1,000 classes; of one it would be 0
     updates = [program for program in programs if "jit_update" in program]
-    assert len(updates) == 3  # the dry run's, of ten classes, and those of the two rows
-    assert updates[1] == updates[2]
+    assert len(updates) == 2
+    assert updates[0] == updates[1]
     tables = text[text.index("## no GPU: a rehearsal") :]
     for number in (14, 15, 17):
         readme = train_py(number).with_name("README.md").read_text(encoding="utf-8")
@@ -91,6 +94,32 @@ def test_rehearsal(measure, tmp_path, monkeypatch, capsys):
         assert f"| {name} |" in tables
     assert "time per step, preset nanogpt to nanoGPT: not yet measured" in tables  # no checkout was given
     assert "What failed" not in tables
+
+
+def test_smoke(measure, tmp_path, monkeypatch):
+    """Every exercise is run twice; its row has times, what it said, and whether it was compiled."""
+    seen = []
+
+    def stand_in(command, seconds=None, *, env=None, cwd=None):
+        out = Path(command[command.index("--out") + 1], "dry_run" if "--dry-run" in command else "")
+        out.mkdir(exist_ok=True)
+        (out / "result.json").write_text("{}")
+        number = int(Path(command[1]).parent.name[2:4])
+        seen.append((number, "--dry-run" in command, env.get("XLA_PYTHON_CLIENT_PREALLOCATE")))
+        said = "not compiled, so slower (no Triton)" if number == 17 else ""
+        return [(0.0, "preset gpt2, with your flags on top"), (0.0, "noise"), (0.0, "result: loss=1")], said
+
+    monkeypatch.setattr(measure, "watch", stand_in)
+    monkeypatch.setattr(measure, "data_of_15", lambda config: ("--data photographs", {"RAMPUP_DATA": "there"}))
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_PREALLOCATE", raising=False)
+    config, here = measure.Config(file=tmp_path / "measured.json"), {"rows": {}}
+    rows = dict(measure.measure(config, "smoke", here))
+    assert {name: row["error"] for name, row in rows.items() if "error" in row} == {}
+    assert seen == [(n, dry, None if dry else "false") for n in (14, 16, 17, 15) for dry in (True, False)]
+    assert [row["compiled"] for row in rows.values()] == [True, True, False, True]
+    assert rows["exercise 14"]["said"] == ["preset gpt2, with your flags on top", "result: loss=1"]
+    table = list(measure.report("a card", here["rows"]))
+    assert any(line.startswith("| exercise 17 | 0.0 | ") and line.endswith(" | False |") for line in table)
 
 
 def test_goes_on_where_it_was_cut(measure, tmp_path, monkeypatch, capsys):
