@@ -42,9 +42,8 @@ def in_this_process(command, seconds=None, *, env=None, cwd=None):
     start = time.perf_counter()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(lines):
         patch.setattr(sys, "argv", command[1:])
-        for name in ("RAMPUP_DATA", "TMPDIR"):
-            if env and name in env:
-                patch.setenv(name, env[name])
+        if env and "RAMPUP_DATA" in env:
+            patch.setenv("RAMPUP_DATA", env["RAMPUP_DATA"])
         try:
             runpy.run_path(command[1], run_name="__main__")
         finally:

@@ -267,7 +267,7 @@ def language(config, rows):
         flags = f"--preset gpt2 --no-whole --data {sample} --steps 40 --eval-every 1000000 --max-new-tokens 1"
         flags = [*flags.split(), "--micro-batch", str(MICRO_BATCH), *(TINY[17].split() if config.rehearse else [])]
         with scratch() as out:
-            return peer_openwebtext.our_speed(flags, seconds=seconds, env=os.environ | {"TMPDIR": out})
+            return peer_openwebtext.our_speed(flags, out, seconds=seconds)
 
     def theirs_17(seconds):
         with scratch() as folder:
