@@ -77,7 +77,7 @@ SMOKE = {  # some hundred steps of each exercise; of 17, whose steps are long, f
 }
 TINY = {  # flags of a rehearsal, behind all others
     14: "--dry-run --channels 2 --batch-size 100",
-    15: "--depth 18 --channels 2 --batch-size 8 --size 32 --train-size 32 --workers 0 --steps 2 --eval-every 2",
+    15: "--depth 18 --channels 2 --batch-size 64 --size 32 --train-size 32 --workers 0 --steps 2 --eval-every 2",
     16: "--dry-run --block-size 64 --channels 24 --layers 1 --batch-size 4",
     17: "--dry-run --block-size 64 --channels 16 --heads 2 --layers 1 --batch-size 4",
 }
