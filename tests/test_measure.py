@@ -57,10 +57,16 @@ def in_this_process(command, seconds=None, *, env=None, cwd=None):
 def test_rehearsal(measure, tmp_path, monkeypatch, capsys):
     """The parts work on a CPU; the photographs share the program of --dummy-data; the tables are the READMEs'.
 
-    Without smoke, whose dry runs are those of test_every_exercise.
+    Without smoke, whose dry runs are those of test_every_exercise, and with the table of test_changes.
     """
+
+    def in_place(command, seconds=None, **options):
+        if Path(command[1]).name == "changes.py":
+            return [(0.0, "| batches of 500 | 70 | 0.86 |")], ""
+        return in_this_process(command, seconds, **options)
+
     for module in (measure, measure.peer_nanogpt, measure.peer_openwebtext):
-        monkeypatch.setattr(module, "watch", in_this_process)
+        monkeypatch.setattr(module, "watch", in_place)
     monkeypatch.setattr(measure, "SPEEDS", dict(list(measure.SPEEDS.items())[:2]))
     monkeypatch.setattr(measure, "TARGETS", dict(list(measure.TARGETS.items())[:1]))
     monkeypatch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))  # which the rehearsal sets for its programs
@@ -93,6 +99,18 @@ def test_rehearsal(measure, tmp_path, monkeypatch, capsys):
         assert f"| {name} |" in tables
     assert "time per step, preset nanogpt to nanoGPT: not yet measured" in tables  # no checkout was given
     assert "What failed" not in tables
+
+
+def test_changes(measure, capsys):
+    """The benchmark of 14's changes runs on a CPU, too, and every row has its place in the README."""
+    import changes
+
+    changes.main(changes.Config(dry_run=True))
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert len(rows) == 2 + 7
+    readme = train_py(14).with_name("README.md").read_text(encoding="utf-8")
+    for row in rows:
+        assert row.split("|")[1] in readme
 
 
 def test_smoke(measure, tmp_path, monkeypatch):
