@@ -42,9 +42,8 @@ def in_this_process(command, seconds=None, *, env=None, cwd=None):
     start = time.perf_counter()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(lines):
         patch.setattr(sys, "argv", command[1:])
-        for name in ("RAMPUP_DATA", "TMPDIR"):
-            if env and name in env:
-                patch.setenv(name, env[name])
+        if env and "RAMPUP_DATA" in env:
+            patch.setenv("RAMPUP_DATA", env["RAMPUP_DATA"])
         try:
             runpy.run_path(command[1], run_name="__main__")
         finally:
@@ -56,9 +55,18 @@ def in_this_process(command, seconds=None, *, env=None, cwd=None):
 
 
 def test_rehearsal(measure, tmp_path, monkeypatch, capsys):
-    """All parts work on a CPU; the photographs share the program of --dummy-data; the tables are the READMEs'."""
+    """The parts work on a CPU; the photographs share the program of --dummy-data; the tables are the READMEs'.
+
+    Without smoke, whose dry runs are those of test_every_exercise, and with the table of test_changes.
+    """
+
+    def in_place(command, seconds=None, **options):
+        if Path(command[1]).name == "changes.py":
+            return [(0.0, "| batches of 500 | 70 | 0.86 |")], ""
+        return in_this_process(command, seconds, **options)
+
     for module in (measure, measure.peer_nanogpt, measure.peer_openwebtext):
-        monkeypatch.setattr(module, "watch", in_this_process)
+        monkeypatch.setattr(module, "watch", in_place)
     monkeypatch.setattr(measure, "SPEEDS", dict(list(measure.SPEEDS.items())[:2]))
     monkeypatch.setattr(measure, "TARGETS", dict(list(measure.TARGETS.items())[:1]))
     monkeypatch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))  # which the rehearsal sets for its programs
@@ -71,17 +79,17 @@ def test_rehearsal(measure, tmp_path, monkeypatch, capsys):
         return compile_it(lowered, *args, compiler_options={"xla_backend_optimization_level": 0}, **options)
 
     monkeypatch.setattr(jax.stages.Lowered, "compile", compile_and_note)
-    measure.main(measure.Config(file=tmp_path / "measured.json", rehearse=True))
+    measure.main(measure.Config(measure.PARTS[1:], file=tmp_path / "measured.json", rehearse=True))
     text = capsys.readouterr().out
     rows = next(iter(json.loads((tmp_path / "rehearsal.json").read_text()).values()))["rows"]
     assert {name: row["error"] for name, row in rows.items() if "error" in row} == {}
-    names = ["exercise 14", "exercise 16", "exercise 17", "exercise 15", *measure.SPEEDS, *measure.TARGETS, "17"]
-    names += ["16, nanogpt", "14, changes", "best, seed 0", "best, seed 1", f"best {measure.CANDIDATES[0]}"]
+    names = [*measure.SPEEDS, *measure.TARGETS, "17", "16, nanogpt", "14, changes", "best, seed 0", "best, seed 1"]
+    names += [f"best {measure.CANDIDATES[0]}"]
     assert set(rows) == set(names)
     assert rows["with photographs"]["loss"] > 6  # of 1,000 classes; of one it would be 0
     updates = [program for program in programs if "jit_update" in program]
-    assert len(updates) == 3  # the dry run's, of ten classes, and those of the two rows
-    assert updates[1] == updates[2]
+    assert len(updates) == 2
+    assert updates[0] == updates[1]
     tables = text[text.index("## no GPU: a rehearsal") :]
     for number in (14, 15, 17):
         readme = train_py(number).with_name("README.md").read_text(encoding="utf-8")
@@ -91,6 +99,44 @@ def test_rehearsal(measure, tmp_path, monkeypatch, capsys):
         assert f"| {name} |" in tables
     assert "time per step, preset nanogpt to nanoGPT: not yet measured" in tables  # no checkout was given
     assert "What failed" not in tables
+
+
+def test_changes(measure, capsys):
+    """The benchmark of 14's changes runs on a CPU, too, and every row has its place in the README."""
+    import changes
+
+    changes.main(changes.Config(dry_run=True))
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert len(rows) == 2 + 7
+    readme = train_py(14).with_name("README.md").read_text(encoding="utf-8")
+    for row in rows:
+        assert row.split("|")[1] in readme
+
+
+def test_smoke(measure, tmp_path, monkeypatch):
+    """Every exercise is run twice; its row has times, what it said, and whether it was compiled."""
+    seen = []
+
+    def stand_in(command, seconds=None, *, env=None, cwd=None):
+        out = Path(command[command.index("--out") + 1], "dry_run" if "--dry-run" in command else "")
+        out.mkdir(exist_ok=True)
+        (out / "result.json").write_text("{}")
+        number = int(Path(command[1]).parent.name[2:4])
+        seen.append((number, "--dry-run" in command, env.get("XLA_PYTHON_CLIENT_PREALLOCATE")))
+        said = "not compiled, so slower (no Triton)" if number == 17 else ""
+        return [(0.0, "preset gpt2, with your flags on top"), (0.0, "noise"), (0.0, "result: loss=1")], said
+
+    monkeypatch.setattr(measure, "watch", stand_in)
+    monkeypatch.setattr(measure, "data_of_15", lambda config: ("--data photographs", {"RAMPUP_DATA": "there"}))
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_PREALLOCATE", raising=False)
+    config, here = measure.Config(file=tmp_path / "measured.json"), {"rows": {}}
+    rows = dict(measure.measure(config, "smoke", here))
+    assert {name: row["error"] for name, row in rows.items() if "error" in row} == {}
+    assert seen == [(n, dry, None if dry else "false") for n in (14, 16, 17, 15) for dry in (True, False)]
+    assert [row["compiled"] for row in rows.values()] == [True, True, False, True]
+    assert rows["exercise 14"]["said"] == ["preset gpt2, with your flags on top", "result: loss=1"]
+    table = list(measure.report("a card", here["rows"]))
+    assert any(line.startswith("| exercise 17 | 0.0 | ") and line.endswith(" | False |") for line in table)
 
 
 def test_goes_on_where_it_was_cut(measure, tmp_path, monkeypatch, capsys):

@@ -205,10 +205,9 @@ def losses(checkout: Path | None, args: list[str], same_rate: bool = False) -> N
     print(f"largest difference: {abs(ours - theirs).max():.5f}\n", flush=True)
 
 
-def our_speed(flags: list[str], **options) -> dict:
+def our_speed(flags: list[str], out: str, **options) -> dict:
     """Train exercise 17; return its tokens per second, and its line of speed, which says if it was not compiled."""
-    with tempfile.TemporaryDirectory() as out:
-        lines, stderr = watch([sys.executable, train_py(17), "--out", out, *flags], **options)
+    lines, stderr = watch([sys.executable, train_py(17), "--out", out, *flags], **options)
     speed = next(line for _, line in lines if line.startswith("speed: "))
     rate = float(re.search(r"speed: ([\d,]+)", speed)[1].replace(",", ""))
     return {"rate": rate, "speed": speed + ("; not compiled" if "not compiled" in stderr else "")}
