@@ -69,9 +69,7 @@ def spectrum(sound, size):
 
 def draw(curves, spectra, room, taps):
     """Return the picture: the room and what was learnt of it, the error over steps, the two spectra."""
-    figure, (left, middle, right) = panels(
-        "After 300 steps", "Error of the learnt room", "Power of the sounds", height=3.6
-    )
+    figure, (left, middle, right) = panels("After 300 steps", "Error of the taps", "The sounds", height=3.3)
     left.plot(room, "o", color="black", markersize=4)  # the taps of the room
     for up, color, name in ((0.9, SAFE[2], "music"), (0.75, SAFE[3], "music, whitened")):
         left.plot(taps[name], color=color, linewidth=1.2)
