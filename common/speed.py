@@ -12,8 +12,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 # TFLOP/s of dense matrix products in bfloat16 (V100, P100, T4: float16) with sums in float32, by a part of the name.
-# From NVIDIA's data sheets, for GeForce cards from its white papers of Ampere, Ada and Blackwell (twice the rate of
-# float32), and AMD's data sheet. A laptop's chip has the name of a faster one, and is left out.
+# B200, H200, H100 and A100 are from NVIDIA's data sheets. The others were written down without looking there: for
+# GeForce cards twice the rate of float32. A laptop's chip has the name of a faster one, and is left out.
 PEAKS = {
     **{"B200": 2250, "GH200": 989, "H200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "A100": 312},
     **{"MI300X": 1307, "L40S": 362, "L40": 181, "L4": 121, "A10": 125, "T4": 65, "V100-PCIE": 112, "V100": 125},

@@ -437,7 +437,7 @@ def test_resumed_process_drops_what_the_unbroken_one_drops(pretend, dropped, tmp
     ],
 )
 def test_parameters(ex, preset, bias, vocab_size, count):
-    """As many as OpenAI's models have, by transformers' count of its own; each step has the same tokens."""
+    """As many as OpenAI's models have (numbers that are written down here); each step has the same tokens."""
     config = ex.Config(bias=bias, **ex.PRESETS[preset])
     with torch.device("meta"):
         model = ex.Transformer(config, vocab_size)

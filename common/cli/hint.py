@@ -1,6 +1,5 @@
 """Hints for an exercise in three steps: a nudge, what to look at, the lines that the solution adds."""
 
-import ast
 import re
 import shutil
 import textwrap
@@ -9,7 +8,7 @@ from pathlib import Path
 
 from common import UserError
 from common.cli.course import Exercise, find, train_py
-from common.cli.diff import compare
+from common.cli.diff import compare, docstring_end
 
 from rich.console import Console
 from rich.text import Text
@@ -85,15 +84,10 @@ def print_lines(console: Console, exercise: Exercise) -> None:
         return
     parent = find(str(exercise.parent))
     console.print(Text(f"\nThe lines that {exercise.folder}/train.py adds to {parent.folder}/train.py", "bold cyan"))
-    previous = end_of_docstring(source)
+    previous = docstring_end(source)
     for row in compare(train_py(parent).read_text(encoding="utf-8"), source):
         if row.new and row.new.strip() and row.kind != "same" and row.new_number > previous:
             if row.new_number > previous + 1:
                 console.print(Text("   ⋮", "dim"))
             console.print(Text.assemble((f"{row.new_number:4}  ", "dim"), (row.new, "green")))
             previous = row.new_number
-
-
-def end_of_docstring(source: str) -> int:
-    """Return the number of the line that ends a program's docstring."""
-    return ast.parse(source).body[0].end_lineno

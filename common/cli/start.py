@@ -8,6 +8,7 @@ from pathlib import Path
 from common import UserError
 from common.cli.commits import commit_of
 from common.cli.course import Exercise, find, train_py
+from common.cli.diff import docstring_end
 from common.curriculum import ROOT
 
 STARTS = Path(__file__).parent / "starts"
@@ -66,7 +67,7 @@ def first_program(exercise: Exercise, own: Path | None = None, commit: int = 0) 
     so_far = f"So far this is the program of exercise {parent.number}."
     if commit:
         made = commit_of(exercise, commit)
-        source, end = made.after, ast.parse(made.after).body[0].end_lineno
+        source, end = made.after, docstring_end(made.after)
         so_far = f"So far {commit} of its commits are made, up to: {made.title}. Some of this is done already."
     elif own:
         so_far = f"So far this is {own.name} as you wrote it."
@@ -95,21 +96,18 @@ def read_program(path: Path) -> tuple[str, int]:
     """Return a program, and the number of the line that ends its docstring, 0 without one."""
     try:
         source = path.read_text(encoding="utf-8")
-        first = next(iter(ast.parse(source).body), None)
+        return source, docstring_end(source)
     except (OSError, ValueError, SyntaxError, RecursionError, MemoryError) as error:
         reason = getattr(error, "strerror", None) or "it is no Python program"
         raise UserError(f"cannot begin with {path} ({reason}): name the train.py of the exercise before") from None
-    is_docstring = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
-    return source, first.end_lineno if is_docstring else 0
 
 
 def with_gap(source: str, name: str) -> str:
     """Return a program without its docstring, and with the body of a function taken out, all but its docstring."""
-    docstring, *_ = ast.parse(source).body
     function = next(node for node in ast.parse(source).body if getattr(node, "name", "") == name)
     lines = source.splitlines(keepends=True)
     gap = f'    raise NotImplementedError("{GAP}")\n'
-    before = lines[docstring.end_lineno : function.body[0].end_lineno]
+    before = lines[docstring_end(source) : function.body[0].end_lineno]
     return "".join([*before, gap, *lines[function.end_lineno :]])
 
 
