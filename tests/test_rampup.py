@@ -15,7 +15,7 @@ from pathlib import Path
 
 from common import UserError
 from common.cli import chart, commands, course, diff, folder, hint, judge, site
-from common.cli.check import figure_flags, printed
+from common.cli.check import figure_flags, keep, printed
 from common.cli.html import code_lines
 from common.cli.review import write_review
 from common.curriculum import EXERCISES, ROOT, find_exercise
@@ -844,6 +844,20 @@ def test_check_names_the_fault_of_a_solution_as_they_are_found(tmp_path, name, n
     else:
         assert "short" not in result.stdout
         assert result.returncode == 0
+
+
+def test_check_keeps_a_run_in_the_place_of_none_or_of_a_broken_one(tmp_path):
+    run, out, console = tmp_path / "run", tmp_path / "out", commands.console
+    run.mkdir()
+    (run / "result.json").write_text("new")
+    keep(console, run, out)
+    assert (out / "result.json").read_text() == "new"
+    (out / "result.json").rename(out / "run.json")  # as a run leaves it that ended in an error
+    keep(console, run, out)
+    assert sorted(path.name for path in out.iterdir()) == ["result.json"]
+    (out / "result.json").write_text("mine")
+    keep(console, run, out)
+    assert (out / "result.json").read_text() == "mine"
 
 
 def test_printed_losses():
