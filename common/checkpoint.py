@@ -66,12 +66,12 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 # For torch
 
 
-def save_torch(run, step: int, vocab: list[str] | None, model, *optimizers) -> None:
+def save_torch(run, step: int, vocab: list[str] | None, model, optimizers, scaler) -> None:
     """Write checkpoint.pt into the run's folder: all that `resume_torch` needs. UserError where the disk is full."""
     import torch
 
     state = {**_notes(run, step), "vocab": vocab, "model": model.state_dict()}
-    state |= {"optimizers": [each.state_dict()["state"] for each in optimizers]}
+    state |= {"optimizers": [each.state_dict()["state"] for each in optimizers], "scaler": scaler.state_dict()}
     state |= {"rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all()}
     write_torch(state, run.out / "checkpoint.pt")
 
@@ -132,7 +132,7 @@ def should_resume(resume: str, path: Path) -> bool:
     return resume == "yes" or (auto and _read_notes(path).get("torchrun") == RUN_ID)
 
 
-def resume_torch(config, vocab: list[str] | None, model, *optimizers) -> tuple[int, dict]:
+def resume_torch(config, vocab: list[str] | None, model, optimizers, scaler) -> tuple[int, dict]:
     """Load the checkpoint in `config.out`; return its step, and what `Run` needs to continue from there.
 
     The optimizers' settings come from the flags, not from the checkpoint. Ends the program if nothing is left to do.
@@ -163,9 +163,13 @@ def resume_torch(config, vocab: list[str] | None, model, *optimizers) -> tuple[i
             raise ValueError("parameters of other shapes")
         model.load_state_dict(state["model"])
         for optimizer, moments in zip(optimizers, state["optimizers"], strict=True):
-            _check_moments(optimizer, moments, step)
+            _check_moments(optimizer, moments, step if moments or not scaler.is_enabled() else 0)
             groups = optimizer.state_dict()["param_groups"]
             optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        scale = state.get("scaler") or scaler.state_dict()  # empty or missing where the run was not in float16
+        if not all(math.isfinite(value) and value >= 0 for value in scale.values()):
+            raise ValueError("not a gradient scaler's")
+        scaler.load_state_dict(scale)
         torch.set_rng_state(state["rng"])
         torch.cuda.set_rng_state_all(state["cuda_rng"][: torch.cuda.device_count()])
     except WRONG:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Literal
 
 # TFLOP/s of dense matrix products in bfloat16 (V100, P100, T4: float16) with sums in float32, by a part of the name.
 # B200, H200, H100 and A100 are from NVIDIA's data sheets. The others were written down without looking there: for
@@ -23,14 +24,22 @@ PEAKS = {
     **{"RTX 4060": 30.2, "RTX 3090 Ti": 80, "RTX 3090": 71},
 }
 
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
-def has_bfloat16(device) -> bool:
-    """Return whether the device multiplies bfloat16 matrices in hardware; others only emulate it, slowly."""
+
+def precision(device, wanted: str):
+    """Return the torch dtype of matrix products: the wanted one, or with "auto" the fastest that the device has.
+
+    That is bfloat16 where the hardware multiplies it, float16 on older NVIDIA cards, and float32 on all others.
+    """
     import torch
 
+    if wanted != "auto":
+        return getattr(torch, wanted)
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    native = device.type == "cpu" and torch.cpu.get_capabilities().get("avx512_bf16")
+    return torch.bfloat16 if native else torch.float32
 
 
 def compiled(model, loss_of):

@@ -32,7 +32,7 @@ class Config:
     whole: bool = False  # for GPT-2's tokens: all of OpenWebText, not only its first file
     val_share: float | None = None  # share of documents for validation; default 0.0005, or 0.02 of fewer than 100,000
     batch_size: int = 8  # sequences to evaluate at a time
-    bfloat16: bool = True  # multiply matrices in bfloat16 where the device supports it
+    precision: speed.Precision = "auto"  # number format of matrix products, as in train.py
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # device to compute on; auto is a GPU where there is one
 
     def __post_init__(self):
@@ -58,7 +58,7 @@ def main(config: Config) -> dict[str, float]:
     device = torch_device(config.device)
     model, vocab, _ = pretrained.load_model(config.checkpoint)
     model = model.to(device)
-    model.bfloat16 = config.bfloat16 and speed.has_bfloat16(device)
+    model.precision = speed.precision(device, config.precision)
     train_tokens, val_tokens = read_tokens(config, model, vocab)
     sizes = train.Config(block_size=len(model.positions.weight))
     _, _, x_val, y_val = train.make_data(sizes, train_tokens, val_tokens, device)  # (N, T), (N, T)
@@ -72,7 +72,7 @@ def main(config: Config) -> dict[str, float]:
     unit = "token" if vocab is None else "character"
     count = sum(param.numel() for param in model.parameters())
     print(f"model: {count:,} parameters, context length {sizes.block_size}")
-    print(f"validation: {len(val_tokens):,} {unit}s on {device}, {'bfloat16' if model.bfloat16 else 'float32'}")
+    print(f"validation: {len(val_tokens):,} {unit}s on {device}, {model.precision}")
     print(f"loss {result['loss']:.4f} nats per {unit} (perplexity {math.exp(result['loss']):.2f})")
     print(f"accuracy {100 * result['accuracy']:.2f} %")
     return result

@@ -53,6 +53,7 @@ class Config:
     beta2: float = 0.99  # AdamW's decay of the running mean of their squares
     grad_clip: float = 1.0  # gradient clipping: largest norm of all gradients together; 0: none
     muon: bool = False  # Muon instead of AdamW for the matrices in the blocks
+    precision: speed.Precision = "auto"  # number format of matrix products; auto: the fastest of the device
     compile: bool = False  # compile the model first (torch.compile), which takes up to a minute
     eval_every: int = 250  # steps between two evaluations on the validation set, each with a sample and a checkpoint
     resume: Resume = "auto"  # continue from the checkpoint in --out, with its flags; auto: if of one --rdzv-id
@@ -157,7 +158,7 @@ class Attention(nn.Module):
     def forward(self, x):
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, A, T, C / A)
         dropout = self.dropout.p if self.training else 0.0
-        if x.device.type == "cpu":  # whose kernel is slow in bfloat16
+        if x.device.type == "cpu":  # whose kernel is slow in fewer bits
             q, k, v = q.float(), k.float(), v.float()  # each (B, A, T, C / A)
         with torch.autocast("cpu", enabled=False):
             y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)  # (B, A, T, C / A)
@@ -190,7 +191,7 @@ class Transformer(nn.Module):
 
     def __init__(self, config, vocab_size):
         super().__init__()
-        self.bfloat16 = False  # multiply in this type: faster where the device has it
+        self.precision = torch.float32  # of the matrix products; main() takes a faster one where the device has it
         self.embedding = nn.Embedding(vocab_size, config.channels)
         self.positions = nn.Embedding(config.block_size, config.channels)
         self.dropout = nn.Dropout(config.dropout)
@@ -206,7 +207,7 @@ class Transformer(nn.Module):
                 nn.init.zeros_(param)
 
     def forward(self, tokens, y=None):
-        with torch.autocast(tokens.device.type, torch.bfloat16, enabled=self.bfloat16):
+        with torch.autocast(tokens.device.type, self.precision, enabled=self.precision != torch.float32):
             x = self.dropout(self.embedding(tokens) + self.positions.weight[: tokens.shape[1]])  # (B, T, C)
             for block in self.blocks:
                 x = block(x)  # (B, T, C)
@@ -307,11 +308,13 @@ def main(config: Config) -> dict[str, float]:
         raise UserError(f"--top-k {config.top_k} is larger than the vocabulary ({len(vocab)} tokens)")
 
     model = Transformer(config, len(vocab)).to(device)
-    model.bfloat16 = speed.has_bfloat16(device)
-    print(f"preset {config.preset}, with your flags on top; {device}, {'bfloat16' if model.bfloat16 else 'float32'}")
+    model.precision = speed.precision(device, config.precision)
+    print(f"preset {config.preset}, with your flags on top; {device}, {model.precision}")
     optimizers = make_optimizers(config, model)
+    # Small gradients would be 0 in float16: the loss is scaled up, and a step whose gradients overflow is left out.
+    scaler = torch.amp.GradScaler(device.type, enabled=model.precision == torch.float16)
     resumed = checkpoint.should_resume(config.resume, config.out / "checkpoint.pt")
-    start_step, state = checkpoint.resume_torch(config, vocab, model, *optimizers) if resumed else (0, None)
+    start_step, state = checkpoint.resume_torch(config, vocab, model, optimizers, scaler) if resumed else (0, None)
     compiled_model = model
     if config.compile and not config.dry_run:
         index = next(batches(config, len(x), 0, device))  # (B,)
@@ -325,7 +328,7 @@ def main(config: Config) -> dict[str, float]:
             stop = terminated()
             if step % config.eval_every == 0 or stop:
                 seconds += speed.clock(device)
-                checkpoint.save_torch(run, step, vocab, model, *optimizers)
+                checkpoint.save_torch(run, step, vocab, model, optimizers, scaler)
                 if stop:
                     raise Terminated
                 run.record(step, "validation", **evaluate(model, x_val, y_val))
@@ -334,16 +337,20 @@ def main(config: Config) -> dict[str, float]:
                 seconds -= speed.clock(device)
             lr = learning_rate(config, step)
             loss = compiled_model(x[index], y[index])  # ()
-            loss.backward()  # adds dL/dparam to the grad of every param
+            scaler.scale(loss).backward()  # adds dL/dparam to the grad of every param
+            for optimizer in optimizers:
+                scaler.unscale_(optimizer)
             grad_norm = nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip or math.inf)  # (), unclipped
-            run.record(step, "train", loss=loss.detach(), lr=lr, grad_norm=grad_norm)
+            norm = {"grad_norm": grad_norm} if not scaler.is_enabled() or grad_norm.isfinite() else {}
+            run.record(step, "train", loss=loss.detach(), lr=lr, **norm)
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = lr
-                optimizer.step()
+                scaler.step(optimizer)
                 optimizer.zero_grad()  # else the next backward() would add to this one's
+            scaler.update()
         seconds += speed.clock(device)
-        checkpoint.save_torch(run, config.steps, vocab, model, *optimizers)
+        checkpoint.save_torch(run, config.steps, vocab, model, optimizers, scaler)
         val = evaluate(model, x_val, y_val)
         run.record(config.steps, "validation", **val)
         run.sample(config.steps, sample(model, prompt, config), vocab, train_tokens, 20)

@@ -61,7 +61,7 @@ class Config:
     beta2: float = 0.95  # AdamW's decay of the running mean of their squares
     grad_clip: float = 1.0  # gradient clipping: largest norm of all gradients together; 0: none
     muon: bool = False  # Muon instead of AdamW for the matrices in the blocks
-    bfloat16: bool = True  # multiply matrices in bfloat16 where the device supports it; all else is float32
+    precision: speed.Precision = "auto"  # number format of matrix products; auto: the fastest of the device
     compile: bool = False  # compile the model first (torch.compile), which takes up to a minute
     eval_every: int = 250  # steps between two evaluations on the validation set, each with a sample and a checkpoint
     resume: Resume = "auto"  # continue from the checkpoint in --out, with its flags; auto: if of one --rdzv-id
@@ -167,7 +167,7 @@ class Attention(nn.Module):
     def forward(self, x):
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, A, T, C / A)
         dropout = self.dropout.p if self.training else 0.0
-        if x.device.type == "cpu":  # whose kernel is slow in bfloat16
+        if x.device.type == "cpu":  # whose kernel is slow in fewer bits
             q, k, v = q.float(), k.float(), v.float()  # each (B, A, T, C / A)
         with torch.autocast("cpu", enabled=False):
             y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)  # (B, A, T, C / A)
@@ -200,7 +200,7 @@ class Transformer(nn.Module):
 
     def __init__(self, config, vocab_size):
         super().__init__()
-        self.bfloat16 = False  # multiply in this type: faster where the device has it
+        self.precision = torch.float32  # of the matrix products; main() takes a faster one where the device has it
         self.embedding = nn.Embedding(vocab_size, config.channels)
         self.positions = nn.Embedding(config.block_size, config.channels)
         self.dropout = nn.Dropout(config.dropout)
@@ -216,7 +216,7 @@ class Transformer(nn.Module):
                 nn.init.zeros_(param)
 
     def forward(self, tokens, y=None):
-        with torch.autocast(tokens.device.type, torch.bfloat16, enabled=self.bfloat16):
+        with torch.autocast(tokens.device.type, self.precision, enabled=self.precision != torch.float32):
             x = self.dropout(self.embedding(tokens) + self.positions.weight[: tokens.shape[1]])  # (B, T, C)
             for block in self.blocks:
                 x = block(x)  # (B, T, C)
@@ -335,11 +335,13 @@ def main(config: Config) -> dict[str, float]:
     print(f"tokens per step: {tokens_per_step} = {config.batch_size} sequences x {config.block_size}; {split}")
 
     model = Transformer(config, config.vocab_size).to(device)
-    model.bfloat16 = config.bfloat16 and speed.has_bfloat16(device)
-    print(f"preset {config.preset}, with your flags on top; {device}, {'bfloat16' if model.bfloat16 else 'float32'}")
+    model.precision = speed.precision(device, config.precision)
+    print(f"preset {config.preset}, with your flags on top; {device}, {model.precision}")
     optimizers, flops = make_optimizers(config, model), flops_per_token(config, model)
+    # Small gradients would be 0 in float16: the loss is scaled up, and a step whose gradients overflow is left out.
+    scaler = torch.amp.GradScaler(device.type, enabled=model.precision == torch.float16)
     resumed = checkpoint.should_resume(config.resume, config.out / "checkpoint.pt")
-    start_step, state = checkpoint.resume_torch(config, None, model, *optimizers) if resumed else (0, None)
+    start_step, state = checkpoint.resume_torch(config, None, model, optimizers, scaler) if resumed else (0, None)
     if world_size > 1:
         distributed.init_distributed(device, config.timeout)
         distributed.check_same_step(start_step, config.out)
@@ -363,7 +365,7 @@ def main(config: Config) -> dict[str, float]:
             if step % config.eval_every == 0 or stop:
                 seconds += speed.clock(device)
                 if run:
-                    checkpoint.save_torch(run, step, None, model, *optimizers)
+                    checkpoint.save_torch(run, step, None, model, optimizers, scaler)
                 if stop:
                     distributed.shutdown()
                     raise Terminated
@@ -386,17 +388,21 @@ def main(config: Config) -> dict[str, float]:
                 share = len(x) * world_size / config.batch_size  # of a process's mean, since DDP averages over these
                 micro_loss = ddp_model(x, y) * share  # ()
                 loss += micro_loss.detach()
-                micro_loss.backward()  # adds dL/dparam to the grad of every param
+                scaler.scale(micro_loss).backward()  # adds dL/dparam to the grad of every param
             if world_size > 1:
                 dist.all_reduce(loss)  # the sum over all processes
+            for optimizer in optimizers:
+                scaler.unscale_(optimizer)
             grad_norm = nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip or math.inf)  # (), unclipped
+            norm = {"grad_norm": grad_norm} if not scaler.is_enabled() or grad_norm.isfinite() else {}
             if run:
-                run.record(step, "train", loss=loss / world_size, lr=lr, grad_norm=grad_norm)
+                run.record(step, "train", loss=loss / world_size, lr=lr, **norm)
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = lr
-                optimizer.step()
+                scaler.step(optimizer)
                 optimizer.zero_grad()  # else the next backward() would add to this one's
+            scaler.update()
             if run:
                 done, spent = step + 1 - start_step, seconds + time.perf_counter()
                 rates = speed.progress(done, config.steps - step - 1, tokens_per_step, spent, flops, device, world_size)
@@ -405,7 +411,7 @@ def main(config: Config) -> dict[str, float]:
                     print(f"after 50 steps: {rates['hours left'] / 24:.1f} days left")
         seconds += speed.clock(device)
         if run:
-            checkpoint.save_torch(run, config.steps, None, model, *optimizers)
+            checkpoint.save_torch(run, config.steps, None, model, optimizers, scaler)
         val = evaluate(model, x_val[rank::world_size], y_val[rank::world_size])
         distributed.shutdown()  # no process needs the others from here on
         if not run:

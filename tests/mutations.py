@@ -692,6 +692,14 @@ GPT = {
             "zip(steps, batches(config, len(x), 0, device))",
             "nanogpt::exact_resume[9]",
         ),
+        ("16-gradients-stay-scaled", "scaler.unscale_(optimizer)", "pass", "nanogpt::float16_scales_the_gradients"),
+        ("16-scale-never-changes", "            scaler.update()\n", "", "nanogpt::float16_scales_the_gradients"),
+        (
+            "16-step-in-spite-of-an-overflow",
+            "scaler.step(optimizer)",
+            "optimizer.step()",
+            "nanogpt::float16_scales_the_gradients",
+        ),
         (
             "16-checkpoint-one-step-ahead",
             "checkpoint.save_torch(run, step, vocab",

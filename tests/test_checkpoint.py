@@ -68,8 +68,10 @@ def save_torch(run, name):
     import torch
 
     model = torch.nn.Linear(3, 2)
-    save = checkpoint.save_best if name == "best.pt" else checkpoint.save_torch
-    save(run, 5, None, model)
+    if name == "best.pt":
+        checkpoint.save_best(run, 5, None, model)
+    else:
+        checkpoint.save_torch(run, 5, None, model, [], torch.amp.GradScaler("cpu", enabled=False))
 
 
 def save_jax(run, name):

@@ -13,7 +13,7 @@ from dataclasses import replace
 from itertools import combinations, islice
 from pathlib import Path
 
-from common import UserError, checkpoint, distributed, speed
+from common import UserError, checkpoint, distributed
 from common import openwebtext as owt
 from common.record import Run
 
@@ -26,7 +26,7 @@ from helpers import cut_off, load, load_beside, one_sentence, read_metrics, run,
 SMALL = {"block_size": 16, "channels": 16, "layers": 2, "heads": 2, "batch_size": 8, "max_new_tokens": 3}
 SMALL |= {
     "device": "cpu",
-    "bfloat16": False,
+    "precision": "float32",
     "compile": False,
     "learning_rate": 0.002,
     "warmup_steps": 5,
@@ -294,11 +294,10 @@ def test_16_equals_17(ex, tokens, monkeypatch, tmp_path):
     old = load(16)
     words, val = (torch.from_numpy(part.astype(np.int64)) for part in owt.read()[:2])
     monkeypatch.setattr(old, "read_tokens", lambda config: (words, val, [chr(i) for i in range(300)]))
-    monkeypatch.setattr(speed, "has_bfloat16", lambda device: False)
-    fields = {name: value for name, value in SMALL.items() if name not in ("bfloat16", "val_share", "micro_batch")}
+    fields = {name: value for name, value in SMALL.items() if name not in ("val_share", "micro_batch")}
     fields |= {"steps": 30, "eval_every": 10, "beta2": 0.99}
     old.main(old.Config(out=tmp_path / "16", prompt="a", **fields))
-    ex.main(ex.Config(out=tmp_path / "17", prompt="a", bfloat16=False, micro_batch=8, vocab_size=300, **fields))
+    ex.main(ex.Config(out=tmp_path / "17", prompt="a", micro_batch=8, vocab_size=300, **fields))
     for split in ("train", "validation"):
         assert losses(tmp_path / "17", split) == pytest.approx(losses(tmp_path / "16", split), abs=1e-6)
     assert len(losses(tmp_path / "17")) == 30
@@ -667,7 +666,7 @@ def hugging_face(tmp_path):
 def fine_tune(ex, out, **fields):
     """Resume what pretrained.py has written, with its flags but for some."""
     config = ex.defaults(resume="yes", out=out)
-    return ex.main(replace(config, resume="yes", device="cpu", max_new_tokens=3, **fields))
+    return ex.main(replace(config, resume="yes", device="cpu", precision="float32", max_new_tokens=3, **fields))
 
 
 @torch.no_grad()
@@ -717,12 +716,12 @@ def test_evaluate_py(ex, tokens, hugging_face, tmp_path):
     """Of a checkpoint the loss that its run has recorded, of a Hugging Face folder that of transformers."""
     evaluate = load_beside(16, "evaluate")
     train(ex, tmp_path, steps=2, vocab_size=300)
-    found = evaluate.main(evaluate.Config(tmp_path / "checkpoint.pt", batch_size=3, bfloat16=False, device="cpu"))
+    found = evaluate.main(evaluate.Config(tmp_path / "checkpoint.pt", batch_size=3, precision="float32", device="cpu"))
     recorded = read_metrics(tmp_path)
     assert found["loss"] == pytest.approx(recorded["validation", "loss"][2], abs=1e-6)
     assert found["accuracy"] == pytest.approx(recorded["validation", "accuracy"][2], abs=1e-9)
     folder, theirs = hugging_face
-    found = evaluate.main(evaluate.Config(folder, bfloat16=False, device="cpu"))
+    found = evaluate.main(evaluate.Config(folder, precision="float32", device="cpu"))
     assert found["loss"] == pytest.approx(their_loss(theirs), abs=1e-4)
 
 

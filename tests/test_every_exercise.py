@@ -274,7 +274,7 @@ LONG = {  # flags that make a run go on for long, with evaluations and checkpoin
     8: ("--eval-every", 5),
     15: ("--dummy-data", "--channels", 2, "--size", 32, "--train-size", 32, "--batch-size", 8, "--workers", 0),
     16: SMALL,
-    17: (*SMALL, "--batch-size", 2, "--no-compile", "--no-bfloat16", "--val-share", 0.002),
+    17: (*SMALL, "--batch-size", 2, "--no-compile", "--precision", "float32", "--val-share", 0.002),
 }
 
 

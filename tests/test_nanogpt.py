@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -113,7 +114,7 @@ def test_autocast(ex):
     model = ex.Transformer(config, 50)
     words = torch.randint(50, (8, 17))
     loss = ex.loss_fn(model(words[:, :-1]), words[:, 1:])
-    model.bfloat16 = True
+    model.precision = torch.bfloat16
     logits = model(words[:, :-1])
     assert logits.dtype == torch.float32
     rough = ex.loss_fn(logits, words[:, 1:])
@@ -390,10 +391,12 @@ def test_speed_on_the_way(monkeypatch):
     assert found == shown | {"MFU %": pytest.approx(10.83, abs=0.01), "GB": 3}
 
 
-@pytest.mark.parametrize(("native", "found"), [(True, True), (False, False)])
+@pytest.mark.parametrize(("native", "found"), [(True, torch.bfloat16), (False, torch.float16)])
 def test_gpu_without_bfloat16(native, found, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native or including_emulation)
-    assert speed.has_bfloat16(torch.device("cuda")) is found
+    assert speed.precision(torch.device("cuda"), "auto") is found
+    assert speed.precision(torch.device("cuda"), "float32") is torch.float32
+    assert speed.precision(torch.device("mps"), "auto") is torch.float32
 
 
 @pytest.mark.parametrize("kind", ["cuda", "mps"])
@@ -442,6 +445,37 @@ def test_exact_resume(ex, text, tmp_path, cut):
     best = [checkpoint.read_torch(ex.Config, tmp_path / name / "best.pt") for name in ("whole", "cut")]
     assert best[0]["step"] == best[1]["step"]
     assert best[0]["run"]["least"] == best[1]["run"]["least"]
+
+
+def test_float16_scales_the_gradients(ex, text, tmp_path, monkeypatch):
+    """The losses of float32; a step that overflows changes nothing; a resumed run goes on with the scale it had."""
+    scaler = torch.amp.GradScaler
+    hard = partial(scaler, init_scale=2.0**40, growth_interval=3)
+    fields = {"text": text, "steps": 24, "eval_every": 8, "learning_rate": 0.01}
+    train(ex, tmp_path / "float32", **fields, precision="float32")
+    train(ex, tmp_path / "easy", **fields, precision="float16")
+    found, expected = (read_metrics(tmp_path / name)["train", "loss"] for name in ("easy", "float32"))
+    assert list(found.values()) == pytest.approx(list(expected.values()), abs=0.01)
+    assert list(found.values()) != list(expected.values())
+    norms = [read_metrics(tmp_path / name)["train", "grad_norm"] for name in ("easy", "float32")]
+    assert list(norms[0].values()) == pytest.approx(list(norms[1].values()), rel=0.05)  # of gradients not scaled
+
+    monkeypatch.setattr(torch.amp, "GradScaler", hard)
+    train(ex, tmp_path / "whole", **fields, precision="float16")
+    skipped = [step for step in range(24) if step not in read_metrics(tmp_path / "whole")["train", "grad_norm"]]
+    assert len(skipped) >= 8  # 2^40 is halved at each of them
+    assert skipped[:8] == list(range(8))
+    state = torch.load(tmp_path / "whole" / "checkpoint.pt")
+    assert state["optimizers"][0][0]["step"] == 24 - len(skipped)
+    for cut in (9, 17):  # the first checkpoint has no moments yet
+        with cut_off(cut):
+            train(ex, tmp_path / "cut", **fields, precision="float16", overwrite=True)
+        train(ex, tmp_path / "cut", **fields, precision="float16", resume="yes")
+        assert (tmp_path / "cut" / "metrics.csv").read_bytes() == (tmp_path / "whole" / "metrics.csv").read_bytes()
+        assert torch.load(tmp_path / "cut" / "checkpoint.pt")["scaler"] == state["scaler"]
+    torch.save(state | {"scaler": {**state["scaler"], "scale": float("nan")}}, tmp_path / "cut" / "checkpoint.pt")
+    with pytest.raises(UserError, match="damaged"):
+        train(ex, tmp_path / "cut", **fields | {"steps": 30}, precision="float16", resume="yes")
 
 
 def test_resume_after_a_kill(ex, text, tmp_path):

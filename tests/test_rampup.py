@@ -971,7 +971,7 @@ def test_a_run_of_other_data_or_of_another_size_is_not_compared():
     source = train_py(17).read_text(encoding="utf-8")
     assert compared(17, source, measured_flags(17) | {"data": None}).endswith("this run has no --data")
     assert compared(17, source, measured_flags(17) | {"muon": True}).endswith("this run has --muon")
-    assert compared(17, source, measured_flags(17) | {"bfloat16": False}).endswith("this run has --no-bfloat16")
+    assert compared(17, source, measured_flags(17) | {"precision": "float32"}).endswith("has --precision float32")
 
 
 def test_defaults():

@@ -51,7 +51,7 @@ class Config:
     steps: int = 200  # training steps
     same_rate: bool = False  # nanoGPT's model takes our learning rates
     flags: str = (  # of both programs
-        "block-size=64 layers=4 heads=4 channels=32 batch-size=8 no-bfloat16 no-compile learning-rate=0.0006"
+        "block-size=64 layers=4 heads=4 channels=32 batch-size=8 precision=float32 no-compile learning-rate=0.0006"
     )
 
 
@@ -159,7 +159,7 @@ def their_losses(checkout: Path, ex, config, same_rate: bool) -> list[float]:
     torch.manual_seed(config.seed)
     device = torch_device(config.device)
     ours = ex.Transformer(config, config.vocab_size)
-    bfloat16 = config.bfloat16 and ex.speed.has_bfloat16(device)
+    precision = ex.speed.precision(device, config.precision)
     model = their_model(checkout, config, ours).to(device)
     with contextlib.redirect_stdout(io.StringIO()):
         optimizer = model.configure_optimizers(config.weight_decay, config.learning_rate, (0.9, 0.95), device.type)
@@ -176,7 +176,7 @@ def their_losses(checkout: Path, ex, config, same_rate: bool) -> list[float]:
         parts, total = next(indices).split(config.micro_batch), 0.0
         for part in parts:
             x, y = ex.read_samples(config, tokens, part, device)
-            with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            with torch.autocast(device.type, precision, enabled=precision != torch.float32):
                 loss = model(x, y.contiguous())[1] * len(part) / config.batch_size
             loss.backward()
             total += loss.item()
@@ -245,7 +245,7 @@ def step() -> None:
         for size in (4, 8, 16):
             torch._dynamo.reset()
             model = ex.Transformer(config, config.vocab_size)
-            model.bfloat16 = config.bfloat16 and ex.speed.has_bfloat16(tokens.device)
+            model.precision = ex.speed.precision(tokens.device, config.precision)
             (optimizer,), fast = ex.make_optimizers(config, model), torch.compile(model) if compiled else model
             times = []
             for _ in range(26):

@@ -244,7 +244,9 @@ def checkpoints(folder: Path) -> list[Reader]:
         torch.manual_seed(0)
         model = nanogpt.Transformer(config, len(vocab))
         (optimizer,) = nanogpt.make_optimizers(config, model)
-        step, state = checkpoint.resume_torch(config, vocab, model, optimizer)
+        step, state = checkpoint.resume_torch(
+            config, vocab, model, [optimizer], torch.amp.GradScaler("cpu", enabled=False)
+        )
         try:
             with Run(config, {"ln V": 1.0}, "cpu", state):
                 assert (folder / "precious").read_text() == "x" * 100

@@ -58,7 +58,7 @@ def defaults(number: int) -> list[object]:
     """Return the flags of a run with the exercise's own defaults, but on a CPU and on the samples."""
     flags = ["--device", "cpu"] if number >= 7 else []
     flags += ["--data", *samples(number)] if samples(number) else []
-    return flags + {15: ["--workers", 0], 17: ["--no-compile", "--no-bfloat16"]}.get(number, [])
+    return flags + {15: ["--workers", 0], 17: ["--no-compile", "--precision", "float32"]}.get(number, [])
 
 
 def begin(number: int, out: Path) -> Path:

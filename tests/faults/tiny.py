@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 NET = ["--block-size", 16, "--layers", 1, "--heads", 2, "--channels", 8, "--batch-size", 4, "--max-new-tokens", 3]
+OPENWEBTEXT = ["--precision", "float32", "--no-compile", "--micro-batch", 2]
 STEPS, EVERY = 20, 5
 
 
@@ -31,7 +32,7 @@ def inputs(folder: Path) -> dict[int, list[object]]:
     return {
         15: [*common, *resnet, "--data", folder / "photographs"],
         16: [*common, *NET, "--text", folder / "text.txt"],
-        17: [*common, *NET, "--no-bfloat16", "--no-compile", "--micro-batch", 2, "--data", folder / "docs.txt"],
+        17: [*common, *NET, *OPENWEBTEXT, "--data", folder / "docs.txt"],
     }
 
 
