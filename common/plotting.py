@@ -12,10 +12,6 @@ from common.curriculum import find_exercise
 from common.text import shorten
 
 import numpy as np
-from matplotlib import get_data_path
-from matplotlib.figure import Figure
-from matplotlib.font_manager import findfont, fontManager, get_font
-from matplotlib.ticker import LogLocator, NullFormatter
 from tyro.conf import Positional
 
 TRAIN, EVALUATION, BASELINE = "#4878a8", "#d1495b", "#555555"
@@ -152,7 +148,7 @@ def plot_regions(out: Path, predict, x: np.ndarray, y: np.ndarray) -> None:
     plane[:, 0], plane[:, 1] = (grid.ravel() for grid in np.meshgrid(axis, axis))
     classes = np.asarray(predict(plane)).reshape(axis.size, axis.size)
 
-    figure = Figure(figsize=(6, 6), dpi=120, layout="constrained")
+    figure = _figure(6, 6)
     ax = figure.subplots()
     levels = np.arange(classes.max() + 2) - 0.5
     colors = [CLASSES[k % len(CLASSES)] for k in range(len(levels) - 1)]
@@ -174,7 +170,7 @@ def plot_features(out: Path, filters: np.ndarray, image: np.ndarray, maps: np.nd
     where they ask for paper, all on one scale; maps are white at 0. Raises UserError where it cannot be written.
     """
     filters, maps = np.asarray(filters), np.asarray(maps)
-    figure = Figure(figsize=(14, 5.2), dpi=120, layout="constrained")
+    figure = _figure(14, 5.2)
     left, middle, right = figure.subfigures(1, 3, width_ratios=(5, 4, 5))
     reach = abs(filters).max()
     for part, title, pictures, style in (
@@ -200,7 +196,7 @@ def plot_attention(out: Path, weights: list[np.ndarray], tokens: list[str]) -> N
     """
     labels, fonts, note = _labels(tokens)
     layers, heads = len(weights), len(weights[0])
-    figure = Figure(figsize=(3.6 * heads, 3.8 * layers), dpi=100, layout="constrained")
+    figure = _figure(3.6 * heads, 3.8 * layers, dpi=100)
     for layer, row in enumerate(figure.subplots(layers, heads, squeeze=False)):
         for head, ax in enumerate(row):
             ax.imshow(np.asarray(weights[layer][head]), cmap="Blues", vmin=0, vmax=1)
@@ -213,6 +209,9 @@ def plot_attention(out: Path, weights: list[np.ndarray], tokens: list[str]) -> N
 
 def _labels(tokens: list[str]) -> tuple[list[str], list[str], str]:
     """Return tokens as labels, the fonts that have their characters, and a note on those that no font here has."""
+    from matplotlib import get_data_path
+    from matplotlib.font_manager import findfont, fontManager, get_font
+
     labels = [shorten(repr(token)[1:-1], 20) for token in tokens]  # a line break as \n
     own = get_data_path()  # where matplotlib keeps fonts of its own; all but the first are for formulas
     system = [font for font in fontManager.ttflist if not font.fname.startswith(own) and Path(font.fname).exists()]
@@ -230,9 +229,9 @@ def _log_percent(ax) -> None:
     if most < 3 * least:  # a logarithmic axis would have a label or two
         return
     ax.set_yscale("log")
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.get_major_locator().set_params(subs=(1, 2, 5))
     ax.yaxis.set_major_formatter("{x:g}")
-    ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.yaxis.set_minor_formatter("")
 
 
 def _draw_split(ax, split: str, steps: np.ndarray, values: np.ndarray) -> None:
@@ -306,10 +305,16 @@ def _read_metrics(path: Path) -> dict[tuple[str, str], tuple[np.ndarray, np.ndar
     return {key: tuple(np.array(column) for column in zip(*rows)) for key, rows in series.items()}
 
 
-def panels(*titles: str, height: float = 4.4, widths: tuple[float, ...] = ()) -> tuple[Figure, list]:
+def _figure(width: float, height: float, dpi: int = 120):
+    from matplotlib.figure import Figure  # here, since it takes half a second that --help need not wait for
+
+    return Figure(figsize=(width, height), dpi=dpi, layout="constrained")
+
+
+def panels(*titles: str, height: float = 4.4, widths: tuple[float, ...] = ()) -> tuple:
     """Return a figure with a panel for each title beside one another, `widths` inches wide (5), and their axes."""
     widths = widths or (5.0,) * len(titles)
-    figure = Figure(figsize=(sum(widths), height), dpi=120, layout="constrained")
+    figure = _figure(sum(widths), height)
     axes = list(figure.subplots(1, len(titles), squeeze=False, width_ratios=widths)[0])
     for ax, title in zip(axes, titles):
         ax.set_title(title, loc="left", fontsize=11)
@@ -325,7 +330,7 @@ def label(
     ax.annotate(text, (x, y), xytext=shift, textcoords="offset points", color=color, fontsize=9, va="center", **style)
 
 
-def save(figure: Figure, path: Path) -> None:
+def save(figure, path: Path) -> None:
     """Write a figure to a PNG file; raises UserError, with the reason, where that cannot be done."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

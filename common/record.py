@@ -19,6 +19,7 @@ from pathlib import Path
 from common import UserError
 from common.checkpoint import CHECKPOINTS, whole_file
 from common.curriculum import ROOT
+from common.plotting import save
 from common.program import Terminated
 from common.text import as_characters, copied_share, join_words
 
@@ -301,8 +302,6 @@ def answer(config, figure, **numbers: float | tuple[float, float | None, float |
     alone. They and the figure go into `config.out`, as <program's name>.json and .png; a dry run's into its dry_run,
     without a verdict. Raises UserError if a value is not finite, or if the files cannot be written.
     """
-    from common.plotting import save  # here, since matplotlib takes half a second to start
-
     program, entries = _file_of(config), {}
     for name, number in numbers.items():
         value, *ends = number if isinstance(number, tuple) else (number, None, None)

@@ -78,7 +78,7 @@ def test_common_is_light():
     """What every exercise needs fits into 1,100 lines; what the long runs alone need lies in files of its own."""
     lines = {path.stem: len(path.read_text(encoding="utf-8").splitlines()) for path in (ROOT / "common").glob("*.py")}
     assert sum(lines[name] for name in ("__init__", "curriculum", "data", "plotting", "record")) <= 1100
-    assert sum(lines.values()) <= 2950
+    assert sum(lines.values()) <= 2960
     for path in (ROOT / "common").glob("*.py"):
         top = [
             node
