@@ -172,12 +172,13 @@ def batch_norm(x, layer, stats, training):
     mean, var = stats["mean"], stats["var"]  # (C,), (C,)
     if training:
         mean = x.mean((0, 1, 2), jnp.float32)  # (C,)
-        var = x.var((0, 1, 2), jnp.float32)  # (C,)
+        square = jnp.square(x.astype(jnp.float32)).mean((0, 1, 2))  # (C,)
+        var = jnp.maximum(square - mean**2, 0)  # (C,): so x is read once, for both means; rounding may make it negative
         n = x[..., 0].size  # B · H · W
         unbiased = var * n / max(n - 1, 1)  # (C,), as torch keeps it
         stats = {"mean": 0.9 * stats["mean"] + 0.1 * mean, "var": 0.9 * stats["var"] + 0.1 * unbiased}
-    normed = (x - mean) * (layer["scale"] * jax.lax.rsqrt(var + 1e-5)) + layer["bias"]  # (B, H, W, C) of float32
-    return normed.astype(x.dtype), stats
+    scale = layer["scale"] * jax.lax.rsqrt(var + 1e-5)  # (C,)
+    return (x * scale + (layer["bias"] - mean * scale)).astype(x.dtype), stats  # (B, H, W, C)
 
 
 def conv_norm(x, layer, stats, stride, training):
