@@ -13,10 +13,10 @@ from common.curriculum import find_exercise
 
 import pytest
 from helpers import BUILT, train_py
-from playwright.sync_api import Error, sync_playwright
+from playwright.sync_api import Error, expect, sync_playwright
 
 BROWSERS = ("chromium", "google-chrome")
-PHONE, DESKTOP = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
+PHONE, DESKTOP = {"width": 360, "height": 800}, {"width": 1280, "height": 900}
 
 # Returns the texts whose contrast with what is behind them is below WCAG's AA: 4.5, or 3 where they are large.
 LOW_CONTRAST = """() => {
@@ -113,12 +113,8 @@ def pages(tmp_path_factory):
 
 
 def everything(pages: Path) -> list[Path]:
-    """Return all pages, of the lessons only the first and the last."""
-    lessons = [f"{BUILT[0].folder}.html", f"{BUILT[-1].folder}.html"]
-    return [
-        *pages.glob("*.html"),
-        *(p for p in (pages / "site").glob("*.html") if p.name[:2] != "ex" or p.name in lessons),
-    ]
+    """Return all pages."""
+    return [*pages.glob("*.html"), *(pages / "site").glob("*.html")]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -126,8 +122,7 @@ def everything(pages: Path) -> list[Path]:
 def test_every_page_can_be_read(pages, open_page, scheme, viewport):
     for path in everything(pages):
         page = open_page(path, "#L12" if path.name == "review.html" else "", color_scheme=scheme, viewport=viewport)
-        for details in page.locator("details").all():
-            details.evaluate("element => element.open = true")
+        page.evaluate("document.querySelectorAll('details').forEach((fold) => { fold.open = true; })")
         low, white = page.evaluate(LOW_CONTRAST)
         assert white == pytest.approx(1)
         assert low == [], path.name
@@ -278,6 +273,53 @@ def test_keyboard_reaches_everything(pages, open_page):
         outline = page.evaluate("""() => { const a = document.querySelector('main a'); a.focus();
             return getComputedStyle(a).outlineWidth; }""")
         assert outline == "3px"
+
+
+@pytest.mark.parametrize("viewport", [PHONE, DESKTOP], ids=["phone", "desktop"])
+def test_code_is_copied(pages, open_page, viewport):
+    page = open_page(pages / "site" / f"{BUILT[3].folder}.html", viewport=viewport)
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    button = page.get_by_role("button", name="Copy the program")
+    button.focus()
+    page.keyboard.press("Enter")
+    expect(button).to_have_text("Copied")
+    assert page.evaluate("navigator.clipboard.readText()") == train_py(BUILT[3].number).read_text(encoding="utf-8")
+    page.get_by_role("button", name="Copy this code").first.click()
+    assert page.evaluate("navigator.clipboard.readText()").startswith("diff ex03_vector_regression/train.py")
+
+
+def test_contents_list(pages, open_page):
+    path = pages / "site" / f"{BUILT[3].folder}.html"
+    page = open_page(path)
+    links = page.locator(".outline a")
+    assert links.first.is_visible()
+    links.nth(2).click()
+    assert page.url.endswith("#the-maths")
+    assert abs(page.locator("#the-maths").bounding_box()["y"]) < 60
+    assert links.nth(2).is_visible()  # it stays beside the text
+    page = open_page(path, viewport=PHONE)
+    assert not page.locator(".outline a").first.is_visible()
+    page.locator(".outline summary").click()
+    assert page.locator(".outline a").first.is_visible()
+
+
+def test_pictures_can_be_enlarged_and_are_dark_in_the_dark(pages, open_page):
+    path = pages / "site" / f"{BUILT[3].folder}.html"
+    page = open_page(path, viewport=PHONE, color_scheme="dark")
+    assert "invert" in page.locator(".prose img").first.evaluate("image => getComputedStyle(image).filter")
+    page.locator(".prose a.picture").first.click()
+    assert page.url.endswith("pictures/ex04_softmax_loss.png")
+    page = open_page(path, color_scheme="light")
+    assert page.locator(".prose img").first.evaluate("image => getComputedStyle(image).filter") == "none"
+
+
+def test_tree_on_a_phone_can_be_tapped(pages, open_page):
+    page = open_page(pages / "site" / "index.html", viewport=PHONE)
+    assert page.locator("svg.tree:visible").count() == 1
+    circle = page.locator("svg.narrow circle").nth(12)
+    assert circle.bounding_box()["width"] >= 24  # WCAG's least size of a target
+    circle.click()
+    assert page.url.endswith("ex13_transformer.html")
 
 
 def test_print(pages, open_page):
