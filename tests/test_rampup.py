@@ -22,6 +22,7 @@ from common.cli.review import write_review
 from common.curriculum import EXERCISES, ROOT, find_exercise
 
 import pytest
+import yaml
 from helpers import BUILT, load, numbers, one_sentence, train_py
 
 RESULT = {
@@ -1123,6 +1124,24 @@ def test_site_is_no_heavier_than_it_need_be(pages):
         sources = {value for value in Page(path.read_text(encoding="utf-8")).values("src") if value[-3:] != ".js"}
         size = path.stat().st_size + sum((folder / source).stat().st_size for source in sources)
         assert size < 1_000_000, f"{path.name}: {size:,}"
+
+
+def test_published_site_names_its_repository(pages, tmp_path):
+    """The workflow writes the pages by a command that exists, and fills in what only it can know."""
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "site.yml").read_text(encoding="utf-8"))
+    steps = {step["name"]: step["run"] for step in workflow["jobs"]["build"]["steps"] if "run" in step}
+    assert steps["Write the pages"] == "rampup site _site"
+    torch = re.search(r"torch==[\d.]+", steps["Install, with PyTorch for the CPU"])[0]
+    assert torch in (ROOT / "constraints.txt").read_text(encoding="utf-8").split()
+    assert workflow["jobs"]["build"]["steps"][-1]["with"]["path"] == "_site"
+    shutil.copytree(pages["index.html"].parent, tmp_path / "_site")
+    where = {"GITHUB_SERVER_URL": "https://github.com", "GITHUB_REPOSITORY": "a/course"}
+    command = ["bash", "-eo", "pipefail", "-c", steps["Name the repository in them"]]
+    subprocess.run(command, check=True, cwd=tmp_path, env=os.environ | where)
+    index = (tmp_path / "_site" / "index.html").read_text(encoding="utf-8")
+    assert "git clone https://github.com/a/course ramp-up" in index
+    assert "https://github.com/a/course" in Page(index).values("href")
+    assert not any("ADDRESS_OF" in path.read_text(encoding="utf-8") for path in (tmp_path / "_site").glob("*.html"))
 
 
 def test_home_shows_every_exercise_with_its_figures(pages):
