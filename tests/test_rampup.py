@@ -1126,6 +1126,19 @@ def test_site_is_no_heavier_than_it_need_be(pages):
         assert size < 1_000_000, f"{path.name}: {size:,}"
 
 
+def test_data_of_interactive_pictures(pages):
+    """They are small, and what they say can end no script."""
+    assert {int(path.stem) for path in site.LIVE.iterdir()} == set(site.STILL)
+    for number in site.STILL:
+        path = site.LIVE / f"{number:02}.json"
+        assert path.stat().st_size <= 200_000
+        html = pages[f"{find_exercise(number).folder}.html"].read_text(encoding="utf-8")
+        inside = html.partition('id="live-data">')[2].partition("</script>")[0]
+        assert "<" not in inside
+        assert json.loads(inside) == json.loads(path.read_text(encoding="utf-8"))
+        assert html.count("<script") == 2 + len(site.scripts(find_exercise(number)))
+
+
 def test_published_site_names_its_repository(pages, tmp_path):
     """The workflow writes the pages by a command that exists, and fills in what only it can know."""
     workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "site.yml").read_text(encoding="utf-8"))

@@ -1,5 +1,7 @@
 """All lessons as a static site: the READMEs with their maths as MathML, the pictures, the diffs."""
 
+import base64
+import json
 import re
 import shutil
 from html import escape
@@ -15,13 +17,18 @@ from common.cli.diff import COUNTED, stat
 from common.cli.html import STYLE, TEMPLATES, code_lines, diff_parts, indent, render
 from common.curriculum import EXERCISES, ROOT, Exercise
 
+import numpy as np
 from latex2mathml.converter import convert
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from markupsafe import Markup
+from plotly.offline import get_plotlyjs
 
 PAGES = Path(__file__).parent / "pages"
 LIVE = Path(__file__).parent / "live"  # data of the interactive pictures, by tests/bench/live.py
+STILL = {1: "landscape", 5: "regions", 8: "optimizers", 9: "features", 12: ""}  # what each shows without a script
+PLOTTED = (1, 5, 8, 12)  # those that plotly draws
+BREAK = '<h2 id="break-it-yourself">'  # before it the interactive picture stands
 MATHS = re.compile(r"\$\$(.+?)\$\$|\$(?!\s)([^$]+?)(?<!\s)\$", re.DOTALL)
 HEADING = re.compile(r'<h2 id="([^"]+)">(.*?)<a class="anchor"')
 FOLD = re.compile(r"^ *(<details><summary>[^<>]*</summary>|</details>) *$", re.M)
@@ -33,7 +40,9 @@ def write_site(directory: Path) -> Path:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "style.css").write_text(STYLE, encoding="utf-8")
-        shutil.copyfile(TEMPLATES / "site.js", directory / "site.js")
+        for name in ("site.js", "live.js", "convnet.js"):
+            shutil.copyfile(TEMPLATES / name, directory / name)
+        (directory / "plotly.min.js").write_text(get_plotlyjs(), encoding="utf-8")
         for exercise in there:
             write_lesson(directory, exercise)
         for page in PAGES.glob("*.md"):
@@ -66,6 +75,7 @@ def write_lesson(directory: Path, exercise: Exercise) -> None:
     source = train_py(exercise).read_text(encoding="utf-8")
     content = to_html((folder / "README.md").read_text(encoding="utf-8"), directory, folder)
     head, end, content = content.partition(Markup("</h1>"))
+    content = content.replace(BREAK, live(exercise, directory) + Markup(BREAK), 1)
     further = questions.questions(folder)
     change = changes(exercise, source)
     outline = [(anchor, Markup(name)) for anchor, name in HEADING.findall(content)]
@@ -77,6 +87,7 @@ def write_lesson(directory: Path, exercise: Exercise) -> None:
         head=head + end,
         content=content,
         words=home.words(exercise.number),
+        scripts=scripts(exercise),
         outline=outline,
         lines=code_lines(source),
         indents=[indent(line) for line in source.rstrip("\n").split("\n")],
@@ -88,6 +99,41 @@ def write_lesson(directory: Path, exercise: Exercise) -> None:
         **change,
     )
     (directory / f"{exercise.folder}.html").write_text(text, encoding="utf-8")
+
+
+def live(exercise: Exercise, directory: Path) -> Markup:
+    """Return the interactive picture of an exercise, with its data and the still one; nothing where it has none."""
+    if exercise.number not in STILL:
+        return Markup()
+    text = (LIVE / f"{exercise.number:02}.json").read_text(encoding="utf-8").strip()
+    data = json.loads(text)
+    still = STILL[exercise.number]
+    return Markup(
+        render(
+            "live.html",
+            number=exercise.number,
+            data=data,
+            json=Markup(text.replace("<", "\\u003c")),  # so that no </script> can end it
+            still=copy_picture(f"{still}.png", directory, ROOT / exercise.folder),
+            plotted=exercise.number in PLOTTED,
+            likeliest=likeliest(data["prompts"][0]) if exercise.number == 12 else [],
+        )
+    )
+
+
+def likeliest(prompt: dict) -> list[tuple[str, float]]:
+    """Return the ten likeliest next words of exercise 12's data, with their probabilities."""
+    logits = np.frombuffer(base64.b64decode(prompt["logits"]), "<f2").astype(float)
+    powers = np.exp(logits - logits.max())
+    return [(word.replace("\n", "⏎"), p) for word, p in zip(prompt["words"][:10], powers / powers.sum())]
+
+
+def scripts(exercise: Exercise) -> list[str]:
+    """Return which scripts the page of an exercise needs, in order."""
+    if exercise.number not in STILL:
+        return []
+    before = ["plotly.min.js"] * (exercise.number in PLOTTED) + ["convnet.js"] * (exercise.number == 9)
+    return [*before, "live.js"]
 
 
 def changes(exercise: Exercise, source: str) -> dict:

@@ -1,10 +1,10 @@
 """Write the data of the site's interactive pictures, common/cli/live/NN.json, from runs of the exercises themselves.
 
-    python tests/bench/live.py 1 5 9 12 13
+    python tests/bench/live.py 1 5 8 9 12 13
 
 Each is a run of the exercise's own main() with seed 0 and the flags below; what its pictures need is taken on the way,
-from the arguments of its functions. (The picture of exercise 8 computes all that it shows.) A quarter of an hour on
-two cores, most of it for 13.
+from the arguments of its functions. (Exercise 8's is a valley and no run: its picture makes the steps itself.) A
+quarter of an hour on two cores, most of it for 13.
 """
 
 import argparse
@@ -94,6 +94,11 @@ def regions(steps: tuple[int, ...] = FRAMES) -> dict:
     return {"grid": GRID, "reach": REACH, "frames": frames, "samples": samples}
 
 
+def valley() -> dict:
+    """Return where the optimizers of exercise 8 start, how steep the loss is along x and y, how many steps."""
+    return {"start": [-4.0, 1.2], "steepness": [1, 20], "steps": 60}
+
+
 def convnet() -> dict:
     """Return of exercise 9, made smaller, the weights in float16, its accuracy with them, and a digit of each class."""
     ex09, params = load(9), []
@@ -155,7 +160,7 @@ def attention() -> dict:
     return {"words": words, "weights": rounded, "test_loss": metrics["test_loss"]}
 
 
-MAKERS = {1: line, 5: regions, 9: convnet, 12: next_words, 13: attention}
+MAKERS = {1: line, 5: regions, 8: valley, 9: convnet, 12: next_words, 13: attention}
 
 
 def main() -> None:
