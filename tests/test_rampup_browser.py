@@ -511,3 +511,20 @@ def test_next_words_are_what_exercise_12_draws_from(live, monkeypatch):
     assert page.evaluate("document.querySelector('.plot').data[0].x") == pytest.approx(
         [100 * share for share in shown["shares"][:15]]
     )
+
+
+def test_attention_is_what_exercise_13_left(live):
+    page, data = live(13), data_of(13)
+    words = page.locator(".words button")
+    assert words.count() == len(data["words"]) == 20
+    for layer, head, word in ((1, 1, 19), (2, 3, 7), (3, 4, 12)):
+        choose(page, layer=layer, head=head)
+        words.nth(word).hover()
+        weights = data["weights"][layer - 1][head - 1][word]
+        assert choose(page) == weights
+        assert sum(weights) == pytest.approx(1, abs=2e-3)
+        assert weights[word + 1 :] == [0] * (19 - word)  # nothing looks ahead
+        shown = [float(text) for text in words.locator("small").all_inner_texts() if text.strip()]
+        assert shown == pytest.approx(weights[: word + 1], abs=0.0051)
+    words.nth(3).focus()
+    assert choose(page) == data["weights"][2][3][3]

@@ -26,7 +26,8 @@ from plotly.offline import get_plotlyjs
 
 PAGES = Path(__file__).parent / "pages"
 LIVE = Path(__file__).parent / "live"  # data of the interactive pictures, by tests/bench/live.py
-STILL = {1: "landscape", 5: "regions", 8: "optimizers", 9: "features", 12: ""}  # what each shows without a script
+# What each interactive picture shows without a script.
+STILL = {1: "landscape", 5: "regions", 8: "optimizers", 9: "features", 12: "", 13: "attention"}
 PLOTTED = (1, 5, 8, 12)  # those that plotly draws
 BREAK = '<h2 id="break-it-yourself">'  # before it the interactive picture stands
 MATHS = re.compile(r"\$\$(.+?)\$\$|\$(?!\s)([^$]+?)(?<!\s)\$", re.DOTALL)
