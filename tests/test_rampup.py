@@ -1126,8 +1126,17 @@ def test_site_is_no_heavier_than_it_need_be(pages):
         assert size < 1_000_000, f"{path.name}: {size:,}"
 
 
+def test_words_of_an_interactive_picture_are_no_script(tmp_path, monkeypatch):
+    monkeypatch.setattr(site, "LIVE", tmp_path)
+    data = {"words": [f"</script>{EVIL}"], "weights": [[[[1.0]]]]}
+    (tmp_path / "13.json").write_text(json.dumps(data))
+    html = site.live(find_exercise(13), tmp_path)
+    assert Page(html).tags.count("script") == 1
+    assert json.loads(html.partition('id="live-data">')[2].partition("</script>")[0]) == data
+
+
 def test_data_of_interactive_pictures(pages):
-    """They are small, and what they say can end no script."""
+    """They are small, and each page has its own, and the scripts that it needs."""
     assert {int(path.stem) for path in site.LIVE.iterdir()} == set(site.STILL)
     for number in site.STILL:
         path = site.LIVE / f"{number:02}.json"
@@ -1218,7 +1227,7 @@ def test_diffs_are_coloured_and_say_what_the_programs_say():
         }
         assert {"def", "return", "for"} <= words["k"]
         assert {"import", "from"} <= words["kn"]
-    evil = [EVIL + " = 1\n", EVIL + " = 2\n"]
+    evil = [f"x = {i}  # {EVIL}\n" for i in (1, 2)]
     assert_harmless("".join(old + new for _, stretch in diff_parts(*evil) for _, old, new in stretch))
 
 

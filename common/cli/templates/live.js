@@ -104,7 +104,7 @@ const pictures = {
     const weights = data.weights[read.layer - 1][read.head - 1], line = live.querySelector(".words");
     const show = (t) => {
       [...line.children].forEach((word, i) => {
-        word.style.setProperty("--weight", weights[t][i]);
+        word.style.setProperty("--weight", Math.sqrt(weights[t][i])); // so that small weights can be seen
         word.setAttribute("aria-pressed", i === t);
         word.lastChild.textContent = i <= t ? weights[t][i].toFixed(2) : " ";
       });
