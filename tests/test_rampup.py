@@ -14,13 +14,15 @@ from itertools import pairwise
 from pathlib import Path
 
 from common import UserError
-from common.cli import chart, commands, course, diff, folder, hint, judge, site
+from common.cli import chart, commands, course, diff, folder, hint, home, judge, site
 from common.cli.check import figure_flags, keep, printed
-from common.cli.html import code_lines
+from common.cli.commits import read_commits
+from common.cli.html import code_lines, diff_parts
 from common.cli.review import write_review
 from common.curriculum import EXERCISES, ROOT, find_exercise
 
 import pytest
+import yaml
 from helpers import BUILT, load, numbers, one_sentence, train_py
 
 RESULT = {
@@ -1106,15 +1108,127 @@ def test_glossary(pages):
 def test_site_leads_nowhere_that_is_not_there(pages):
     for path in pages.values():
         page = Page(path.read_text(encoding="utf-8"))
-        assert "script" not in page.tags
         assert not any("://" in value for value in page.values("src"))
         for address in page.values("href", "src"):
-            if "://" not in address:
+            if "://" not in address and address != "ADDRESS_OF_THIS_REPOSITORY":
                 target, _, anchor = address.partition("#")
                 assert (path.parent / target).exists(), f"{path.name}: {address}"
                 assert not anchor or f'id="{anchor}"' in (path.parent / (target or path.name)).read_text(
                     encoding="utf-8"
                 )
+
+
+def test_site_is_no_heavier_than_it_need_be(pages):
+    folder = pages["index.html"].parent
+    for path in pages.values():
+        sources = {value for value in Page(path.read_text(encoding="utf-8")).values("src") if value[-3:] != ".js"}
+        size = path.stat().st_size + sum((folder / source).stat().st_size for source in sources)
+        assert size < 1_000_000, f"{path.name}: {size:,}"
+
+
+def test_words_of_an_interactive_picture_are_no_script(tmp_path, monkeypatch):
+    monkeypatch.setattr(site, "LIVE", tmp_path)
+    data = {"words": [f"</script>{EVIL}"], "weights": [[[[1.0]]]]}
+    (tmp_path / "13.json").write_text(json.dumps(data))
+    html = site.live(find_exercise(13), tmp_path)
+    assert Page(html).tags.count("script") == 1
+    assert json.loads(html.partition('id="live-data">')[2].partition("</script>")[0]) == data
+
+
+def test_data_of_interactive_pictures(pages):
+    """They are small, and each page has its own, and the scripts that it needs."""
+    assert {int(path.stem) for path in site.LIVE.iterdir()} == set(site.STILL)
+    for number in site.STILL:
+        path = site.LIVE / f"{number:02}.json"
+        assert path.stat().st_size <= 200_000
+        html = pages[f"{find_exercise(number).folder}.html"].read_text(encoding="utf-8")
+        inside = html.partition('id="live-data">')[2].partition("</script>")[0]
+        assert "<" not in inside
+        assert json.loads(inside) == json.loads(path.read_text(encoding="utf-8"))
+        assert html.count("<script") == 2 + len(site.scripts(find_exercise(number)))
+
+
+def test_published_site_names_its_repository(pages, tmp_path):
+    """The workflow writes the pages by a command that exists, and fills in what only it can know."""
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "site.yml").read_text(encoding="utf-8"))
+    steps = {step["name"]: step["run"] for step in workflow["jobs"]["build"]["steps"] if "run" in step}
+    assert steps["Write the pages"] == "rampup site _site"
+    torch = re.search(r"torch==[\d.]+", steps["Install, with PyTorch for the CPU"])[0]
+    assert torch in (ROOT / "constraints.txt").read_text(encoding="utf-8").split()
+    assert workflow["jobs"]["build"]["steps"][-1]["with"]["path"] == "_site"
+    shutil.copytree(pages["index.html"].parent, tmp_path / "_site")
+    where = {"GITHUB_SERVER_URL": "https://github.com", "GITHUB_REPOSITORY": "a/course"}
+    command = ["bash", "-eo", "pipefail", "-c", steps["Name the repository in them"]]
+    subprocess.run(command, check=True, cwd=tmp_path, env=os.environ | where)
+    index = (tmp_path / "_site" / "index.html").read_text(encoding="utf-8")
+    assert "git clone https://github.com/a/course ramp-up" in index
+    assert "https://github.com/a/course" in Page(index).values("href")
+    assert not any("ADDRESS_OF" in path.read_text(encoding="utf-8") for path in (tmp_path / "_site").glob("*.html"))
+
+
+def test_home_shows_every_exercise_with_its_figures(pages):
+    html = pages["index.html"].read_text(encoding="utf-8")
+    known = home.facts()
+    assert list(known) == [exercise.number for exercise in EXERCISES]
+    assert all(set(facts) == set(home.FACTS) for facts in known.values())
+    assert "the same" not in (known[12]["result"], known[2]["data"], known[6]["data"])
+    cards = html.partition('class="cards"')[2]
+    for exercise in BUILT:
+        assert cards.count(f'{exercise.folder}.html">') == 1
+        assert cards.count(f"pictures/{exercise.folder}_small.webp") == 1
+        assert html.count(f'href="{exercise.folder}.html"') == 3  # in the tree, wide and narrow, and on its card
+        assert Page(f"<p>{known[exercise.number]['result']}").text in Page(cards).text
+    assert [[e.number for e in track] for track in home.tracks()] == [
+        [1, 2, 3, 4, 5, 6, 7],
+        [8, 9, 10, 14, 15],
+        [11, 12, 13, 16, 17],
+    ]
+
+
+def test_lessons_follow_the_tree(pages):
+    for number, before, after in (
+        (1, None, [2]),
+        (7, 6, [8, 11]),
+        (8, 7, [9]),
+        (11, 7, [12]),
+        (14, 10, [15]),
+        (17, 16, []),
+    ):
+        html = pages[f"{find_exercise(number).folder}.html"].read_text(encoding="utf-8").partition("<main")[0]
+        links = {kind: re.findall(rf'href="ex(\d+)\w+.html" rel="{kind}"', html) for kind in ("prev", "next")}
+        assert links == {"prev": [f"{before:02}"] if before else [], "next": [f"{n:02}" for n in after]}
+    assert "the other branch: 11" in pages[f"{find_exercise(15).folder}.html"].read_text(encoding="utf-8")
+
+
+@numbers
+def test_lesson_has_an_outline_and_its_commits(pages, number):
+    exercise = find_exercise(number)
+    html = pages[f"{exercise.folder}.html"].read_text(encoding="utf-8")
+    outline = html.partition('class="outline"')[2].partition("</nav>")[0]
+    headings = re.findall(r'<h2 id="([^"]+)"', html)
+    assert re.findall(r'href="#([^"]+)"', outline) == headings
+    commits = read_commits(exercise)
+    assert re.findall(r'id="commit-(\d+)"', html) == [str(i + 1) for i in range(len(commits))]
+    text = Page(html).text
+    assert all(commit.title in text and commit.body in text for commit in commits)
+    assert html.count('<div class="diff"') == (number > 1) + len(commits)  # the whole change, and each step
+
+
+def test_diffs_are_coloured_and_say_what_the_programs_say():
+    sources = [train_py(number).read_text(encoding="utf-8") for number in (7, 8)]
+    rows = [row for _, stretch in diff_parts(*sources) for row in stretch]
+    for side, source in zip((1, 2), sources):
+        lines = [str(row[side]) for row in rows if (row[0].old, row[0].new)[side - 1] is not None]
+        assert [Page(line).text for line in lines] == source.rstrip("\n").split("\n")
+        plain = [re.sub(r"</?(del|ins)>", "", line) for line in lines]
+        words = {
+            kind: {Page(w).text for w in re.findall(rf'<span class="{kind}">(.*?)</span>', "\n".join(plain))}
+            for kind in ("k", "kn")
+        }
+        assert {"def", "return", "for"} <= words["k"]
+        assert {"import", "from"} <= words["kn"]
+    evil = [f"x = {i}  # {EVIL}\n" for i in (1, 2)]
+    assert_harmless("".join(old + new for _, stretch in diff_parts(*evil) for _, old, new in stretch))
 
 
 def test_site_shows_all_maths(pages):

@@ -7,10 +7,11 @@ from pathlib import Path
 from common.cli.diff import CONTEXT, Row, compare, stretches, words
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from pygments import highlight
 from pygments.formatters.html import HtmlFormatter
 from pygments.lexers.python import PythonLexer
+from pygments.token import STANDARD_TYPES
 
 TEMPLATES = Path(__file__).parent / "templates"
 STYLE = Markup((TEMPLATES / "style.css").read_text(encoding="utf-8"))
@@ -40,13 +41,51 @@ def code_lines(source: str) -> list[Markup]:
 
 
 def diff_parts(old: str, new: str) -> list[tuple[bool, list]]:
-    """Return stretches for the template diff.html: whether to fold it, and its rows with their words."""
+    """Return stretches for the template diff.html: whether to fold it, and its rows with both lines as HTML."""
     return parts_of(compare(old, new), CONTEXT)
 
 
 def parts_of(rows: list[Row], context: int) -> list[tuple[bool, list]]:
     """Return the same of rows, with so many unchanged lines around a change."""
-    return [(far, [(row, *words(row)) for row in stretch]) for far, stretch in stretches(rows, context)]
+    old, new = (
+        iter(tokens([line for line in lines if line is not None])) for lines in zip(*((r.old, r.new) for r in rows))
+    )
+    shown = {}
+    for row in rows:
+        before, after = words(row)
+        shown[row] = (
+            Markup() if row.old is None else coloured(next(old), before, "del"),
+            Markup() if row.new is None else coloured(next(new), after, "ins"),
+        )
+    return [(far, [(row, *shown[row]) for row in stretch]) for far, stretch in stretches(rows, context)]
+
+
+def tokens(lines: list[str]) -> list[list[tuple[str, str]]]:
+    """Return the tokens of each line of a Python program: the class of the style sheet, and the text."""
+    found = [[]]
+    for kind, text in PythonLexer(stripnl=False, ensurenl=False).get_tokens("\n".join(lines)):
+        for i, part in enumerate(text.split("\n")):
+            if i:
+                found.append([])
+            if part:
+                found[-1].append((STANDARD_TYPES.get(kind, ""), part))
+    return found
+
+
+def coloured(line: list[tuple[str, str]], pieces: list[tuple[str, bool]], tag: str) -> Markup:
+    """Return a line as HTML, its tokens coloured and its changed pieces in an element of their own."""
+    html, line = Markup(), list(line)
+    for piece, changed in pieces:
+        inside = Markup()
+        while piece and line:
+            kind, text = line.pop(0)
+            if len(text) > len(piece):
+                line.insert(0, (kind, text[len(piece) :]))
+            text, piece = text[: len(piece)], piece[len(text) :]
+            inside += Markup('<span class="{}">{}</span>').format(kind, text) if kind else escape(text)
+        inside += escape(piece)  # what the lexer left out, if ever
+        html += Markup(f"<{tag}>{{}}</{tag}>").format(inside) if changed else inside
+    return html
 
 
 def indent(text: str) -> int:

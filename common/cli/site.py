@@ -1,5 +1,7 @@
 """All lessons as a static site: the READMEs with their maths as MathML, the pictures, the diffs."""
 
+import base64
+import json
 import re
 import shutil
 from html import escape
@@ -8,18 +10,28 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from common import UserError
-from common.cli import questions
-from common.cli.course import built, find, train_py, walk
+from common.cli import home, questions
+from common.cli.commits import read_commits
+from common.cli.course import built, find, train_py
 from common.cli.diff import COUNTED, stat
-from common.cli.html import STYLE, code_lines, diff_parts, indent, render
+from common.cli.html import STYLE, TEMPLATES, code_lines, diff_parts, indent, render
 from common.curriculum import EXERCISES, ROOT, Exercise
 
+import numpy as np
 from latex2mathml.converter import convert
 from markdown_it import MarkdownIt
+from markdown_it.token import Token
 from markupsafe import Markup
+from plotly.offline import get_plotlyjs
 
 PAGES = Path(__file__).parent / "pages"
+LIVE = Path(__file__).parent / "live"  # data of the interactive pictures, by tests/bench/live.py
+# What each interactive picture shows without a script.
+STILL = {1: "landscape", 5: "regions", 8: "optimizers", 9: "features", 12: "", 13: "attention"}
+PLOTTED = (1, 5, 8, 12)  # those that plotly draws
+BREAK = '<h2 id="break-it-yourself">'  # before it the interactive picture stands
 MATHS = re.compile(r"\$\$(.+?)\$\$|\$(?!\s)([^$]+?)(?<!\s)\$", re.DOTALL)
+HEADING = re.compile(r'<h2 id="([^"]+)">(.*?)<a class="anchor"')
 FOLD = re.compile(r"^ *(<details><summary>[^<>]*</summary>|</details>) *$", re.M)
 
 
@@ -29,6 +41,9 @@ def write_site(directory: Path) -> Path:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "style.css").write_text(STYLE, encoding="utf-8")
+        for name in ("site.js", "live.js", "convnet.js"):
+            shutil.copyfile(TEMPLATES / name, directory / name)
+        (directory / "plotly.min.js").write_text(get_plotlyjs(), encoding="utf-8")
         for exercise in there:
             write_lesson(directory, exercise)
         for page in PAGES.glob("*.md"):
@@ -42,11 +57,14 @@ def write_site(directory: Path) -> Path:
             for entry in questions.page()
         ]
         (directory / "questions.html").write_text(render("questions.html", questions=asked), encoding="utf-8")
-        tree = [
-            (exercise, len(below) // 3, summary(exercise) if exercise in there else None)
-            for exercise, _, below in walk()
-        ]
-        (directory / "index.html").write_text(render("index.html", tree=tree), encoding="utf-8")
+        titles = {exercise.number: summary(exercise) for exercise in there}
+        index = render(
+            "index.html",
+            wide=home.tree(there, wide=True),
+            narrow=home.tree(there, wide=False),
+            tracks=home.cards(directory, there, titles),
+        )
+        (directory / "index.html").write_text(index, encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write the site to {directory} ({error.strerror or error}): name another one") from None
     return directory / "index.html"
@@ -56,38 +74,92 @@ def write_lesson(directory: Path, exercise: Exercise) -> None:
     """Write the page of an exercise, and the pictures that it shows."""
     folder = ROOT / exercise.folder
     source = train_py(exercise).read_text(encoding="utf-8")
-    there = {e.number: e for e in built()}
+    content = to_html((folder / "README.md").read_text(encoding="utf-8"), directory, folder)
+    head, end, content = content.partition(Markup("</h1>"))
+    content = content.replace(BREAK, live(exercise, directory) + Markup(BREAK), 1)
+    further = questions.questions(folder)
+    change = changes(exercise, source)
+    outline = [(anchor, Markup(name)) for anchor, name in HEADING.findall(content)]
+    outline += [("changes", f"The change from exercise {exercise.parent}")] * bool(change["parts"])
+    outline += [("program", "The whole program")] + [("questions", "The programs that go further")] * bool(further)
     text = render(
         "lesson.html",
         exercise=exercise,
-        content=to_html((folder / "README.md").read_text(encoding="utf-8"), directory, folder),
-        parent=there.get(exercise.parent),
-        children=[e for e in there.values() if e.parent == exercise.number],
-        previous=there.get(exercise.number - 1),
-        next=there.get(exercise.number + 1),
+        head=head + end,
+        content=content,
+        words=home.words(exercise.number),
+        scripts=scripts(exercise),
+        outline=outline,
         lines=code_lines(source),
         indents=[indent(line) for line in source.rstrip("\n").split("\n")],
         questions=[
             (path.name, questions.title(docstring), Markup("\n").join(code_lines(path.read_text(encoding="utf-8"))))
-            for path, docstring in questions.questions(folder).items()
+            for path, docstring in further.items()
         ],
-        **changes(exercise, source),
+        **home.neighbours(exercise, built()),
+        **change,
     )
     (directory / f"{exercise.folder}.html").write_text(text, encoding="utf-8")
 
 
+def live(exercise: Exercise, directory: Path) -> Markup:
+    """Return the interactive picture of an exercise, with its data and the still one; nothing where it has none."""
+    if exercise.number not in STILL:
+        return Markup()
+    text = (LIVE / f"{exercise.number:02}.json").read_text(encoding="utf-8").strip()
+    data = json.loads(text)
+    still = STILL[exercise.number]
+    return Markup(
+        render(
+            "live.html",
+            number=exercise.number,
+            data=data,
+            json=Markup(text.replace("<", "\\u003c")),  # so that no </script> can end it
+            still=copy_picture(f"{still}.png", directory, ROOT / exercise.folder),
+            plotted=exercise.number in PLOTTED,
+            likeliest=likeliest(data["prompts"][0]) if exercise.number == 12 else [],
+        )
+    )
+
+
+def likeliest(prompt: dict) -> list[tuple[str, float]]:
+    """Return the ten likeliest next words of exercise 12's data, with their probabilities."""
+    logits = np.frombuffer(base64.b64decode(prompt["logits"]), "<f2").astype(float)
+    powers = np.exp(logits - logits.max())
+    return [(word.replace("\n", "⏎"), p) for word, p in zip(prompt["words"][:10], powers / powers.sum())]
+
+
+def scripts(exercise: Exercise) -> list[str]:
+    """Return which scripts the page of an exercise needs, in order."""
+    if exercise.number not in STILL:
+        return []
+    before = ["plotly.min.js"] * (exercise.number in PLOTTED) + ["convnet.js"] * (exercise.number == 9)
+    return [*before, "live.js"]
+
+
 def changes(exercise: Exercise, source: str) -> dict:
-    """Return the stat line and the rows of the difference to the exercise's parent, nothing for the first one."""
+    """Return the stat line, the rows of the difference to the exercise's parent, and those of its commits, if any.
+
+    Nothing for the first exercise.
+    """
     if not exercise.parent:
-        return {"stat": "", "parts": []}
+        return {"stat": "", "parts": [], "commits": []}
     old = train_py(find(str(exercise.parent))).read_text(encoding="utf-8")
-    return {"stat": f"{stat(old, source, exercise.budget)} ({COUNTED})", "parts": diff_parts(old, source)}
+    return {
+        "stat": f"{stat(old, source, exercise.budget)} ({COUNTED})",
+        "parts": diff_parts(old, source),
+        "commits": [
+            {"title": c.title, "body": c.body, "lines": c.lines, "parts": diff_parts(c.before, c.after)}
+            for c in read_commits(exercise)
+        ],
+    }
 
 
 def summary(exercise: Exercise) -> str:
-    """Return the last part of a README's title: "Exercise 9: a convnet" is a convnet."""
+    """Return the last part of a README's title: "Exercise 9: a convnet" is "A convnet"."""
     title = (ROOT / exercise.folder / "README.md").read_text(encoding="utf-8").partition("\n")[0]
-    return title.partition(": ")[2] or exercise.folder
+    name = title.partition(": ")[2] or exercise.folder
+    return name[0].upper() + name[1:]
 
 
 def to_html(text: str, directory: Path, folder: Path) -> Markup:
@@ -103,12 +175,19 @@ def to_html(text: str, directory: Path, folder: Path) -> Markup:
     for heading, inside in pairwise(tokens):
         if heading.type == "heading_open":
             heading.attrSet("id", questions.anchor(inside.content))
+            if heading.tag != "h1":
+                link = Token("html_inline", "", 0)
+                link.content = (
+                    f'<a class="anchor" href="#{heading.attrGet("id")}" aria-label="link to this section">#</a>'
+                )
+                inside.children.append(link)
     for token in (child for block in tokens for child in block.children or []):
         if token.type == "image":
             token.attrSet("src", copy_picture(unquote(token.attrGet("src")), directory, folder))
         elif token.type == "link_open":
             token.attrSet("href", page_of(token.attrGet("href")))
     html = markdown.renderer.render(tokens, markdown.options, {})
+    html = re.sub(r'<img src="([^"]+)"[^>]*>', r'<a class="picture" href="\1">\g<0></a>', html)  # to be seen large
     html = re.sub(
         r"<p>&lt;details&gt;&lt;summary&gt;(.*?)&lt;/summary&gt;</p>", r"<details><summary>\1</summary>", html
     )
