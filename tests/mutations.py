@@ -1250,6 +1250,11 @@ QUESTIONS = {
     "ex06_ffn_nn/width.py": [
         ("width-slopes-not-their-changes", "prepend=0.0)", "prepend=1.0)", "questions::06_width"),
     ],
+    "ex08_mnist_adam/valley.py": [
+        ("valley-no-velocity", "velocity = beta * state[0] + g", "velocity = g", "questions::08_valley"),
+        ("valley-adam-uncorrected", "mean / (1 - 0.9**step)", "mean", "questions::08_valley"),
+        ("valley-decay-in-the-gradient", "update + decay * x", "update", "questions::08_valley"),
+    ],
     "ex09_mnist_cnn/stages.py": [
         ("photo-mass-not-in-the-middle", "14 - m", "13 - m", "read_photo::normalising_mnist_changes_nothing"),
         ("photo-nothing-is-blank", "> 5 * noise", "> 0 * noise", "read_photo::otsu"),

@@ -412,3 +412,38 @@ def test_06_width(tmp_path):
     by_hand, rng = q.by_hand, np.random.default_rng(0)
     q.by_hand = lambda knots: by_hand(np.sort(rng.uniform(-1, 1, len(knots))))
     assert not -2.1 < q.main(q.Config(out=tmp_path, dry_run=True))["slope_by_hand"] < -1.9
+
+
+def test_08_valley(tmp_path):
+    import jax.numpy as jnp
+    import optax
+
+    q = load_beside(8, "valley")
+    rng = np.random.default_rng(0)
+    hessian, start = np.diag(np.geomspace(0.01, 1, 6)), rng.normal(size=6)
+    for method, constants, optimizer in (
+        (q.momentum, {"rate": 0.3}, optax.sgd(0.3)),
+        (q.momentum, {"rate": 0.3, "beta": 0.8}, optax.sgd(0.3, 0.8)),
+        (q.momentum, {"rate": 0.3, "beta": 0.8, "nesterov": True}, optax.sgd(0.3, 0.8, nesterov=True)),
+        (q.adam, {"rate": 0.01}, optax.adam(0.01)),
+        (q.adam, {"rate": 0.01, "decay": 0.5}, optax.adamw(0.01, weight_decay=0.5)),
+        (q.adam, {"rate": 0.01, "l2": 0.5}, optax.chain(optax.add_decayed_weights(0.5), optax.adam(0.01))),
+    ):
+        x = jnp.array(start)
+        state = optimizer.init(x)
+        for point in q.walk(method, hessian, start, 100, **constants):
+            np.testing.assert_allclose(x, point, atol=1e-5)
+            updates, state = optimizer.update(hessian @ x, state, x)
+            x = x + updates
+    assert q.steps_to(0.1, [np.array([1.0]), np.array([0.5]), np.array([0.05]), np.array([0.01])]) == 2
+    q.KAPPAS = (10, 100)
+    right = q.main(q.Config(out=tmp_path))
+    assert right["descent_over_heavy_ball_at_100"] > 7
+    assert right["adam_turned_over_as_it_lies"] > 2
+    assert right["adamw_shrinks_one_over_other"] == pytest.approx(1, abs=0.1)
+    assert right["adam_with_l2_shrinks_one_over_other"] > 2
+    q.np.linalg.qr, qr = (lambda a: (np.eye(len(a)), None)), q.np.linalg.qr  # not turned
+    try:
+        assert q.main(q.Config(out=tmp_path))["adam_turned_over_as_it_lies"] < 2
+    finally:
+        q.np.linalg.qr = qr
