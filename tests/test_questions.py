@@ -414,6 +414,33 @@ def test_06_width(tmp_path):
     assert not -2.1 < q.main(q.Config(out=tmp_path, dry_run=True))["slope_by_hand"] < -1.9
 
 
+def test_07_mistakes(tmp_path, mnist):
+    q = load_beside(7, "mistakes")
+    tensors = q.ex07.make_data(q.Config(), "cpu")
+    tensors = [tensor[:20_000] for tensor in tensors]
+    found = {}
+    for fault in q.FAULTS:
+        x, y, *program = q.planted(fault, 0, *tensors)
+        results = q.checks(x, y, *program, tensors[2])
+        found[fault] = {name for name, caught in results.items() if caught}
+    assert found["no fault"] == set()
+    assert found["labels shuffled"] == set()  # it is the last check, after training, that finds these
+    for fault, check in {
+        "gradients not zeroed": "gradients arrive",
+        "softmax twice": "one batch by heart",
+        "ReLU on the logits": "one batch by heart",
+        "step × 100": "share of an update",
+        "pixels 0 to 255": "first loss",
+        "weights 0": "gradients arrive",
+        "test set in training": "the data",
+    }.items():
+        assert check in found[fault], fault
+    page = (ROOT / "common" / "cli" / "pages" / "it-does-not-learn.md").read_text(encoding="utf-8")
+    for fault in q.FAULTS:  # what is above, and the last column
+        row = next(line for line in page.splitlines() if line.startswith(f"| {fault} |"))
+        assert ["wrong" in cell for cell in row.split("|")[2:7]] == [name in found[fault] for name in results], fault
+
+
 def test_08_valley(tmp_path):
     import jax.numpy as jnp
     import optax
