@@ -81,8 +81,8 @@ def score(lines, centres, labels, sure):
 
 def draw(page, lines, sure):
     """Return the picture: the page with a box around each digit, and beside it what was read."""
-    figure, (ax,) = panels(f"What it reads; ? where it is less than {100 * sure:g} % sure", widths=(7.5,), height=5.7)
-    smooth = np.round(64 * ndimage.gaussian_filter(page, 1)) / 64  # without noise, of which a PNG would grow large
+    figure, (ax,) = panels(f"What it reads; ? where it is less than {100 * sure:g} % sure", widths=(6.4,), height=4.9)
+    smooth = ndimage.gaussian_filter(page, 1.5)  # without noise, of which a PNG would grow large
     ax.imshow(smooth, cmap="gray", vmin=0, vmax=1)
     ax.set_axis_off()
     for (top, left, bottom, right), digit, prob in chain(*lines):
