@@ -39,6 +39,11 @@ SHAKESPEARE_MIRRORS = (
     "https://cdn.jsdelivr.net/gh/karpathy/char-rnn@master/data/tinyshakespeare/",
 )
 SHAKESPEARE = ("86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed", 1_115_394)  # sha256, bytes
+UCI_DIGITS_MIRRORS = (
+    "https://raw.githubusercontent.com/scikit-learn/scikit-learn/1.5.0/sklearn/datasets/data/",
+    "https://cdn.jsdelivr.net/gh/scikit-learn/scikit-learn@1.5.0/sklearn/datasets/data/",
+)
+UCI_DIGITS = ("09f66e6debdee2cd2b5ae59e0d6abbb73fc2b0e0185d2e1957e9ebb51e23aa22", 57_523)  # sha256, bytes
 TIMEOUT, LEAST = 30.0, 10_000  # give up a mirror that sends fewer than LEAST bytes in TIMEOUT seconds
 LARGEST = 2 * 2**30  # most bytes to download where the size of the file is not known
 
@@ -95,6 +100,21 @@ def shakespeare(dry_run: bool = False) -> str:
         return "First Citizen:\nWe dry the run, and run it dry; speak, speak.\n\nROMEO:\nSpeak, speak!\n\n" * 250
     sha256, size = SHAKESPEARE
     return fetch("shakespeare", "input.txt", sha256, SHAKESPEARE_MIRRORS, size).read_text(encoding="utf-8")
+
+
+def uci_digits(dry_run: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Return 1,797 digits of 13 people, who wrote none of MNIST's: images (N, 8, 8) of 0 to 16, labels (N,), uint8.
+
+    Alpaydin, Kaynak, "Optical Recognition of Handwritten Digits" (UCI, CC BY 4.0), the test part, scikit-learn's copy.
+    With `dry_run`, 100 random images instead. Raises DataError if the file is damaged or cannot be downloaded.
+    """
+    if dry_run:
+        rng = np.random.default_rng(0)
+        return rng.integers(0, 17, (100, 8, 8), np.uint8), rng.integers(0, 10, 100, np.uint8)
+    sha256, size = UCI_DIGITS
+    with gzip.open(fetch("uci_digits", "digits.csv.gz", sha256, UCI_DIGITS_MIRRORS, size)) as file:
+        rows = np.loadtxt(file, delimiter=",").astype(np.uint8)  # (N, 65)
+    return rows[:, :64].reshape(-1, 8, 8), rows[:, 64]
 
 
 def fetch(folder: str, name: str, sha256: str, mirrors: tuple[str, ...], size: int | None = None) -> Path:

@@ -49,6 +49,12 @@ def shakespeare():
 
 
 @pytest.fixture(scope="session")
+def uci_digits():
+    """Return the digits of UCI, likewise."""
+    return _require(data.uci_digits)
+
+
+@pytest.fixture(scope="session")
 def photographs():
     """Return the folder of a sample of ImageNet: train and val of ten classes, and 40 files of the original size."""
 

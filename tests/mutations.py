@@ -1258,6 +1258,48 @@ QUESTIONS = {
     "ex06_ffn_nn/width.py": [
         ("width-slopes-not-their-changes", "prepend=0.0)", "prepend=1.0)", "questions::06_width"),
     ],
+    "ex08_mnist_adam/valley.py": [
+        ("valley-no-velocity", "velocity = beta * state[0] + g", "velocity = g", "questions::08_valley"),
+        ("valley-adam-uncorrected", "mean / (1 - 0.9**step)", "mean", "questions::08_valley"),
+        ("valley-decay-in-the-gradient", "update + decay * x", "update", "questions::08_valley"),
+    ],
+    "ex09_mnist_cnn/stages.py": [
+        ("photo-mass-not-in-the-middle", "14 - m", "13 - m", "read_photo::normalising_mnist_changes_nothing"),
+        ("photo-nothing-is-blank", "> 5 * noise", "> 0 * noise", "read_photo::otsu"),
+        (
+            "photo-boards-as-paper",
+            "if (away**3).sum() <= 0 else 1 - page",
+            "if True else 1 - page",
+            "read_photo::a_board",
+        ),
+        ("photo-lines-not-turned", "- slope * middle[:, 1]", "- 0 * middle[:, 1]", "read_photo::reading_order"),
+    ],
+    "ex09_mnist_cnn/pages.py": [
+        (
+            "photo-not-turned-upright",
+            "image = ImageOps.exif_transpose(image)",
+            "image.load()",
+            "read_photo::photographs_of_every_kind",
+        ),
+        (
+            "photo-dark-behind-glass",
+            'image.size, "white"',
+            'image.size, "black"',
+            "read_photo::photographs_of_every_kind",
+        ),
+        ("photo-16-bits-as-8", "65535 if", "255 if", "read_photo::photographs_of_every_kind"),
+    ],
+    "ex09_mnist_cnn/read_photo.py": [
+        ("photo-counted-twice", "left.difference_update(inside)", "pass", "read_photo::a_digit_counts_once"),
+    ],
+    "ex09_mnist_cnn/distorted.py": [
+        (
+            "photo-weights-of-other-flags",
+            "[config.seed, config.steps, config.held_out] and",
+            'file["setting"].tolist() and',
+            "read_photo::weights_are_kept_and_damaged_ones_are_not_used",
+        ),
+    ],
     "common/record.py": [
         ("answer-no-upper-end", "zip(ends, (1, -1))", "zip(ends, (1, 1))", "questions::answer"),
     ],

@@ -315,8 +315,13 @@ def test_mnist_packed_anew(mnist, own_mnist):
             np.testing.assert_array_equal(a, b)
 
 
-def test_sizes_beside_the_checksums(mnist, shakespeare):
-    for folder, files in (("mnist", data.MNIST), ("shakespeare", {"input.txt": data.SHAKESPEARE})):
+def test_sizes_beside_the_checksums(mnist, shakespeare, uci_digits):
+    ours = {
+        "mnist": data.MNIST,
+        "shakespeare": {"input.txt": data.SHAKESPEARE},
+        "uci_digits": {"digits.csv.gz": data.UCI_DIGITS},
+    }
+    for folder, files in ours.items():
         for name, (sha256, size) in files.items():
             path = data.data_dir() / folder / name
             assert (data._sha256(path), path.stat().st_size) == (sha256, size)
@@ -338,6 +343,17 @@ def test_mnist_dry_run_has_the_right_shapes(monkeypatch):
         assert images.dtype == labels.dtype == np.uint8
         assert set(labels) == set(range(10))
     assert len(data.shakespeare(dry_run=True)) > 1000
+
+
+def test_uci_digits(uci_digits, monkeypatch):
+    images, labels = uci_digits
+    assert images.shape == (1797, 8, 8)
+    assert (images.min(), images.max()) == (0, 16)
+    assert list(labels[:10]) == list(range(10))
+    assert list(np.bincount(labels)) == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+    monkeypatch.setenv("RAMPUP_DATA", "/nowhere")
+    images, labels = data.uci_digits(dry_run=True)
+    assert images.shape == (len(labels), 8, 8)
 
 
 def test_shakespeare(shakespeare):
