@@ -44,12 +44,9 @@ def find_blobs(ink, threshold, clean=True):
     blobs, _ = ndimage.label(ink > (0.6 if clean else 1) * threshold, touching)  # (H, W)
     if clean:
         strong = np.isin(blobs, np.unique(blobs[ink > threshold]))  # (H, W)
-        heights = np.sort(
-            [rows.stop - rows.start for rows, _ in ndimage.find_objects(ndimage.label(strong, touching)[0])]
-        )
-        usual = (
-            heights[np.searchsorted(heights.cumsum(), heights.sum() / 2)] if len(heights) else 0
-        )  # specks weigh less
+        places = ndimage.find_objects(ndimage.label(strong, touching)[0])
+        heights = np.sort([rows.stop - rows.start for rows, _ in places] or [0])
+        usual = heights[np.searchsorted(heights.cumsum(), heights.sum() / 2)]  # half of all, where specks weigh less
         gap = max(1, round(0.06 * usual))
         blobs = ndimage.label(ndimage.binary_dilation(strong, touching, gap), touching)[0] * strong  # (H, W)
     found = []
@@ -59,9 +56,7 @@ def find_blobs(ink, threshold, clean=True):
         if clean and (cut or h < 8 or not 0.45 * usual <= h <= 2.5 * usual or w > 2.5 * usual):
             continue
         around = slice(max(rows.start - 2, 0), rows.stop + 2), slice(max(columns.start - 2, 0), columns.stop + 2)
-        near = ndimage.binary_dilation(
-            blobs[around] == number, touching, 2
-        )  # its edge, too, and nothing of its neighbours
+        near = ndimage.binary_dilation(blobs[around] == number, touching, 2)  # its edge, too, but no neighbour's
         found.append(((rows.start, columns.start, rows.stop, columns.stop), ink[around] * near))
     return found
 
