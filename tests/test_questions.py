@@ -414,6 +414,39 @@ def test_06_width(tmp_path):
     assert not -2.1 < q.main(q.Config(out=tmp_path, dry_run=True))["slope_by_hand"] < -1.9
 
 
+def test_07_regularize(mnist):
+    q = load_beside(7, "regularize")
+    torch.manual_seed(0)
+    model, images = q.ex07.MLP(q.ex07.Config()), torch.randn(4000, 28, 28)
+    with torch.no_grad():
+        plain = model(images)
+        torch.testing.assert_close(q.forward(model.eval(), images, 0.5), plain)  # no dropout in evaluation
+        model.train()
+        torch.testing.assert_close(q.forward(model, images, 0.0), plain)
+        model.layers = model.layers[-2:]  # one hidden layer: its logits are linear in what is dropped
+        model.layers[0] = torch.nn.Flatten()
+        model.layers[1] = torch.nn.Linear(784, 10)
+        mean = torch.stack([q.forward(model, images[:50], 0.5) for _ in range(400)]).mean(0)
+        assert (mean - q.forward(model.eval(), images[:50], 0.5)).abs().mean() < 0.1  # of about the same mean
+    x = torch.zeros(2, 28, 28)
+    x[:, 14, 14] = 1
+    moved = torch.cat([q.move(x, 2, np.random.default_rng(seed)) for seed in range(40)])
+    places = {tuple(place) for place in (moved > 0).nonzero()[:, 1:].tolist()}
+    assert moved.sum((1, 2)).tolist() == [1] * 80
+    assert {min(p[0] for p in places), max(p[0] for p in places), max(p[1] for p in places)} == {12, 16}
+    x, y, *_ = q.ex07.make_data(q.Config(), "cpu")
+    few = (x[:50], y[:50])
+    models, rows = q.train(*few, few, q.Config(), 1, decay=0.5, dropout=0.0, pixels=0)
+    model = q.ex07.MLP(q.ex07.Config())
+    for param, value in zip(model.parameters(), models[0]):
+        param.data.copy_(value)
+    order = next(q.ex07.batches(np.random.default_rng(0), 50, 50))
+    grads = torch.autograd.grad(q.ex07.loss_fn(model(few[0][order]), few[1][order]), list(model.parameters()))
+    for before, grad, after in zip(models[0], grads, models[1]):  # by the formula of a step with L2
+        torch.testing.assert_close(after, before - 0.1 * (grad + 0.5 * before), rtol=1e-4, atol=1e-6)
+    assert rows[0, 2] == rows[0, 1]
+
+
 def test_07_mistakes(tmp_path, mnist):
     q = load_beside(7, "mistakes")
     tensors = q.ex07.make_data(q.Config(), "cpu")
