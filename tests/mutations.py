@@ -1258,6 +1258,15 @@ QUESTIONS = {
         ("regularize-dropout-in-evaluation", "dropout, model.training)", "dropout, True)", "questions::07_regularize"),
         ("regularize-moved-one-way", "rng.integers(-pixels,", "rng.integers(0,", "questions::07_regularize"),
     ],
+    "ex07_mnist_mlp/from_scratch.py": [
+        ("from-scratch-no-mask", " * (inputs[n] > 0)", "", "questions::07_from_scratch"),
+        (
+            "from-scratch-weights-transposed",
+            "d.T @ inputs[n]",
+            "(inputs[n].T @ d).T[::-1]",
+            "questions::07_from_scratch",
+        ),
+    ],
     "ex08_mnist_adam/valley.py": [
         ("valley-no-velocity", "velocity = beta * state[0] + g", "velocity = g", "questions::08_valley"),
         ("valley-adam-uncorrected", "mean / (1 - 0.9**step)", "mean", "questions::08_valley"),

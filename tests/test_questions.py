@@ -414,6 +414,32 @@ def test_06_width(tmp_path):
     assert not -2.1 < q.main(q.Config(out=tmp_path, dry_run=True))["slope_by_hand"] < -1.9
 
 
+def test_07_from_scratch(tmp_path, mnist):
+    q = load_beside(7, "from_scratch")
+    torch.manual_seed(0)
+    model = q.ex07.MLP(q.ex07.Config(hidden=12, layers=4)).double()
+    x, y = torch.randn(40, 28, 28, dtype=torch.float64), torch.randint(10, (40,))
+    loss = q.ex07.loss_fn(model(x), y)
+    params = list(model.parameters())
+    arrays = [param.detach().numpy().copy() for param in params]
+    ours, grads = q.backward(arrays, *q.forward(arrays, x.flatten(1).numpy()), y.numpy())
+    assert ours == pytest.approx(loss.item(), abs=1e-12)
+    for mine, true in zip(grads, torch.autograd.grad(loss, params)):
+        np.testing.assert_allclose(mine, true.numpy(), rtol=0, atol=1e-12)
+    right = q.main(q.Config(out=tmp_path, steps=200))
+    assert 0 < right["off_from_exercise_7_in_float64"] < 1e-10
+    assert 0 < right["off_from_exercise_7"] < 0.1
+    q.ex07.main(q.ex07.Config(out=tmp_path / "torch", steps=30, eval_every=1000))
+    losses = list(read_metrics(tmp_path / "torch")["train", "loss"].values())[:30]
+    torch.manual_seed(0)
+    params = [param.detach().numpy().copy() for param in q.ex07.MLP(q.ex07.Config()).parameters()]
+    x, y, *_ = (tensor.numpy() for tensor in q.ex07.make_data(q.Config(), "cpu"))  # and so are the program's losses
+    np.testing.assert_allclose(q.train(params, x.reshape(-1, 784), y, q.Config(), 30)[0], losses, rtol=0, atol=1e-4)
+    backward = q.backward
+    q.backward = lambda params, inputs, logits, y: backward(params, inputs, logits, (y + 1) % 10)
+    assert q.main(q.Config(out=tmp_path, steps=50))["off_from_exercise_7_in_float64"] > 0.1
+
+
 def test_07_regularize(mnist):
     q = load_beside(7, "regularize")
     torch.manual_seed(0)
