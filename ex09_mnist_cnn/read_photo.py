@@ -37,7 +37,7 @@ from stages import find_blobs, find_ink, in_lines, normalise, otsu
 class Config:
     photo: Annotated[Path | None, tyro.conf.Positional] = None  # picture to read
     sure: float = 0.9  # probability below which a digit is a "?"
-    without: Literal["", "paper", "threshold", "blobs", "normalise"] = ""  # the stage to leave out
+    without: Literal["nothing", "paper", "threshold", "blobs", "normalise"] = "nothing"  # the stage to leave out
     steps: int = 1_404  # training steps (468 are an epoch)
     held_out: bool = False  # measure on the last 6,000 training digits alone, and train on the others
     seed: int = 0  # random seed of the weights and the pages
@@ -54,7 +54,7 @@ def classify(params, images):
     return probs.argmax(1), probs.max(1)
 
 
-def read(page, params, without=""):
+def read(page, params, without="nothing"):
     """Return lines of (box, digit, probability) of what stands on a page (H, W), in the order in which one reads."""
     ink = find_ink(page, without != "paper")
     blobs = find_blobs(ink, 0.5 if without == "threshold" else otsu(ink), without != "blobs")
@@ -123,7 +123,7 @@ def main(config: Config) -> dict[str, float]:
     pages = rng.permutation(len(x_test))[: 60 if config.dry_run else 600].reshape(-1, 60)
     for n, index in enumerate(pages):
         page, centres = make_page(x_test[index], rng, shadow=n % 2 == 0)
-        for without in ("", "paper", "threshold", "blobs", "normalise"):
+        for without in ("nothing", "paper", "threshold", "blobs", "normalise"):
             lines = read(page / np.float32(255), params, without)
             totals[without] = totals.get(without, 0) + score(lines, centres, y_test[index], config.sure)
             if n == 0 and without == config.without:
@@ -150,10 +150,10 @@ def main(config: Config) -> dict[str, float]:
         pages_sure=(100 * surely / pages.size, 85, None),
         uci_read=(percent["uci_mass"], 95, None),
         uci_right_of_sure=(uci_sure, 99, None),
-        lost_without_paper=(read_right[""] - read_right["paper"], 3, None),
-        lost_without_threshold=(read_right[""] - read_right["threshold"], 3, None),
-        lost_without_blobs=(read_right[""] - read_right["blobs"], 3, None),
-        lost_without_normalise=(read_right[""] - read_right["normalise"], 3, None),
+        lost_without_paper=(read_right["nothing"] - read_right["paper"], 3, None),
+        lost_without_threshold=(read_right["nothing"] - read_right["threshold"], 3, None),
+        lost_without_blobs=(read_right["nothing"] - read_right["blobs"], 3, None),
+        lost_without_normalise=(read_right["nothing"] - read_right["normalise"], 3, None),
         letters_sure=(100 * (letters_sure >= config.sure).mean(), None, 10),
         **percent,
     )

@@ -1258,6 +1258,23 @@ QUESTIONS = {
     "ex06_ffn_nn/width.py": [
         ("width-slopes-not-their-changes", "prepend=0.0)", "prepend=1.0)", "questions::06_width"),
     ],
+    "ex07_mnist_mlp/mistakes.py": [
+        ("mistakes-step-as-it-was", "rate = 20.0", "rate = 0.2", "questions::07_mistakes"),
+        ("mistakes-no-look-at-the-data", "or known > 0.1", "or False", "questions::07_mistakes"),
+    ],
+    "ex07_mnist_mlp/regularize.py": [
+        ("regularize-dropout-in-evaluation", "dropout, model.training)", "dropout, True)", "questions::07_regularize"),
+        ("regularize-moved-one-way", "rng.integers(-pixels,", "rng.integers(0,", "questions::07_regularize"),
+    ],
+    "ex07_mnist_mlp/from_scratch.py": [
+        ("from-scratch-no-mask", " * (inputs[n] > 0)", "", "questions::07_from_scratch"),
+        (
+            "from-scratch-weights-transposed",
+            "d.T @ inputs[n]",
+            "(inputs[n].T @ d).T[::-1]",
+            "questions::07_from_scratch",
+        ),
+    ],
     "ex08_mnist_adam/valley.py": [
         ("valley-no-velocity", "velocity = beta * state[0] + g", "velocity = g", "questions::08_valley"),
         ("valley-adam-uncorrected", "mean / (1 - 0.9**step)", "mean", "questions::08_valley"),

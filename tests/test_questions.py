@@ -414,6 +414,65 @@ def test_06_width(tmp_path):
     assert not -2.1 < q.main(q.Config(out=tmp_path, dry_run=True))["slope_by_hand"] < -1.9
 
 
+def test_07_from_scratch(tmp_path, mnist):
+    q = load_beside(7, "from_scratch")
+    torch.manual_seed(0)
+    model = q.ex07.MLP(q.ex07.Config(hidden=12, layers=4)).double()
+    x, y = torch.randn(40, 28, 28, dtype=torch.float64), torch.randint(10, (40,))
+    loss = q.ex07.loss_fn(model(x), y)
+    params = list(model.parameters())
+    arrays = [param.detach().numpy().copy() for param in params]
+    ours, grads = q.backward(arrays, *q.forward(arrays, x.flatten(1).numpy()), y.numpy())
+    assert ours == pytest.approx(loss.item(), abs=1e-12)
+    for mine, true in zip(grads, torch.autograd.grad(loss, params)):
+        np.testing.assert_allclose(mine, true.numpy(), rtol=0, atol=1e-12)
+    right = q.main(q.Config(out=tmp_path, steps=200))
+    assert 0 < right["off_from_exercise_7_in_float64"] < 1e-10
+    assert 0 < right["off_from_exercise_7"] < 0.1
+    q.ex07.main(q.ex07.Config(out=tmp_path / "torch", steps=30, eval_every=1000))
+    losses = list(read_metrics(tmp_path / "torch")["train", "loss"].values())[:30]
+    torch.manual_seed(0)
+    params = [param.detach().numpy().copy() for param in q.ex07.MLP(q.ex07.Config()).parameters()]
+    x, y, *_ = (tensor.numpy() for tensor in q.ex07.make_data(q.Config(), "cpu"))  # and so are the program's losses
+    np.testing.assert_allclose(q.train(params, x.reshape(-1, 784), y, q.Config(), 30)[0], losses, rtol=0, atol=1e-4)
+    backward = q.backward
+    q.backward = lambda params, inputs, logits, y: backward(params, inputs, logits, (y + 1) % 10)
+    assert q.main(q.Config(out=tmp_path, steps=50))["off_from_exercise_7_in_float64"] > 0.1
+
+
+def test_07_regularize(mnist):
+    q = load_beside(7, "regularize")
+    torch.manual_seed(0)
+    model, images = q.ex07.MLP(q.ex07.Config()), torch.randn(4000, 28, 28)
+    with torch.no_grad():
+        plain = model(images)
+        torch.testing.assert_close(q.forward(model.eval(), images, 0.5), plain)  # no dropout in evaluation
+        model.train()
+        torch.testing.assert_close(q.forward(model, images, 0.0), plain)
+        model.layers = model.layers[-2:]  # one hidden layer: its logits are linear in what is dropped
+        model.layers[0] = torch.nn.Flatten()
+        model.layers[1] = torch.nn.Linear(784, 10)
+        mean = torch.stack([q.forward(model, images[:50], 0.5) for _ in range(400)]).mean(0)
+        assert (mean - q.forward(model.eval(), images[:50], 0.5)).abs().mean() < 0.1  # of about the same mean
+    x = torch.zeros(2, 28, 28)
+    x[:, 14, 14] = 1
+    moved = torch.cat([q.move(x, 2, np.random.default_rng(seed)) for seed in range(40)])
+    places = {tuple(place) for place in (moved > 0).nonzero()[:, 1:].tolist()}
+    assert moved.sum((1, 2)).tolist() == [1] * 80
+    assert {min(p[0] for p in places), max(p[0] for p in places), max(p[1] for p in places)} == {12, 16}
+    x, y, *_ = q.ex07.make_data(q.Config(), "cpu")
+    few = (x[:50], y[:50])
+    models, rows = q.train(*few, few, q.Config(), 1, decay=0.5, dropout=0.0, pixels=0)
+    model = q.ex07.MLP(q.ex07.Config())
+    for param, value in zip(model.parameters(), models[0]):
+        param.data.copy_(value)
+    order = next(q.ex07.batches(np.random.default_rng(0), 50, 50))
+    grads = torch.autograd.grad(q.ex07.loss_fn(model(few[0][order]), few[1][order]), list(model.parameters()))
+    for before, grad, after in zip(models[0], grads, models[1]):  # by the formula of a step with L2
+        torch.testing.assert_close(after, before - 0.1 * (grad + 0.5 * before), rtol=1e-4, atol=1e-6)
+    assert rows[0, 2] == rows[0, 1]
+
+
 def test_07_mistakes(tmp_path, mnist):
     q = load_beside(7, "mistakes")
     tensors = q.ex07.make_data(q.Config(), "cpu")
