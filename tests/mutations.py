@@ -1275,6 +1275,9 @@ QUESTIONS = {
             "questions::07_from_scratch",
         ),
     ],
+    "ex07_mnist_mlp/baselines.py": [
+        ("baselines-the-farthest", "largest=False", "largest=True", "questions::07_baselines"),
+    ],
     "ex08_mnist_adam/valley.py": [
         ("valley-no-velocity", "velocity = beta * state[0] + g", "velocity = g", "questions::08_valley"),
         ("valley-adam-uncorrected", "mean / (1 - 0.9**step)", "mean", "questions::08_valley"),

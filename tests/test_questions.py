@@ -440,6 +440,27 @@ def test_07_from_scratch(tmp_path, mnist):
     assert q.main(q.Config(out=tmp_path, steps=50))["off_from_exercise_7_in_float64"] > 0.1
 
 
+def test_07_baselines(mnist):
+    from scipy.spatial.distance import cdist
+
+    q = load_beside(7, "baselines")
+    x, y, x_test, y_test = (tensor[:600] for tensor in q.ex07.make_data(q.Config(), "cpu"))
+    flat, new = x.flatten(1), x_test[:200].flatten(1)
+    found = q.nearest(flat, new, 5)
+    order = cdist(new, flat).argsort(1)[:, :5]
+    np.testing.assert_array_equal(found.numpy(), order)
+    for k in (1, 3, 5):
+        ours = q.vote(y[found[:, :k]]).tolist()
+        for said, labels in zip(ours, y.numpy()[order[:, :k]].tolist()):
+            most = max(labels.count(label) for label in labels)
+            assert said == next(label for label in labels if labels.count(label) == most)
+    logits, labels = torch.randn(50, 10), torch.randint(10, (50,))
+    missed = [max(row) - row[c] for row, c in zip(logits.tolist(), labels.tolist())]
+    assert q.LOSSES["perceptron"](logits, labels).item() == pytest.approx(np.mean(missed), abs=1e-5)
+    model = q.train(q.ex07.MLP(q.ex07.Config(layers=1)), q.ex07.loss_fn, x, y, 0.02, q.Config(steps=300))
+    assert q.ex07.evaluate(model, x, y)["accuracy"] > 0.9
+
+
 def test_07_regularize(mnist):
     q = load_beside(7, "regularize")
     torch.manual_seed(0)
