@@ -1325,9 +1325,21 @@ QUESTIONS = {
     ],
 }
 
+LANGUAGE_QUESTIONS = {
+    "ex16_gpu_nanogpt/bpe.py": [
+        (
+            "bpe-ties-by-the-larger-id",
+            "(-pairs[a, b], ids[a], ids[b], ",
+            "(-pairs[a, b], -ids[a], ids[b], ",
+            "questions::16_bpe",
+        ),
+        ("bpe-latest-merge-first", "merge(tokens, min(pairs", "merge(tokens, max(pairs", "questions::16_bpe"),
+    ],
+}
+
 TABLE = [
     Mutation(name, file, before, after, tuple(tests))
-    for part in (FOUNDATIONS, MNIST, IMAGENET, WORDS, GPT, COMMON, CLI, QUESTIONS)
+    for part in (FOUNDATIONS, MNIST, IMAGENET, WORDS, GPT, COMMON, CLI, QUESTIONS, LANGUAGE_QUESTIONS)
     for file, rows in part.items()
     for name, before, after, *tests in rows
 ]

@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 
-from common import UserError
+from common import UserError, openwebtext
 from common.cli.course import expected
 from common.cli.questions import anchor, questions, read_answer, title
 from common.cli.review import write_review
@@ -16,8 +16,10 @@ from common.record import answer, in_words
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 from helpers import BUILT, load, load_beside, one_sentence, read_metrics, train_py
+from hypothesis import given, settings, strategies
 
 ALL = {path: docstring for exercise in BUILT for path, docstring in questions(ROOT / exercise.folder).items()}
 each = pytest.mark.parametrize("path", ALL, ids=lambda path: f"{path.parent.name[:4]}-{path.stem}")
@@ -554,3 +556,42 @@ def test_08_valley(tmp_path):
         assert q.main(q.Config(out=tmp_path))["adam_turned_over_as_it_lies"] < 2
     finally:
         q.np.linalg.qr = qr
+
+
+# part 3: language
+
+
+def test_16_bpe(shakespeare, tmp_path):
+    q = load_beside(16, "bpe")
+    cut = len(shakespeare) * 9 // 10
+    ids = q.learn(shakespeare[:cut], 256 + 1_000)
+    byte_level = tokenizers.pre_tokenizers.ByteLevel
+    theirs = tokenizers.Tokenizer(tokenizers.models.BPE())
+    theirs.pre_tokenizer = byte_level(add_prefix_space=False)
+    options = {"initial_alphabet": byte_level.alphabet(), "show_progress": False}
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=256 + 1_000, **options)
+    theirs.train_from_iterator([shakespeare[:cut]], trainer)
+    merges = json.loads(theirs.to_str())["model"]["merges"]
+    letters = {chr(byte[0]): byte for byte in q.BYTES[:188]} | {chr(256 + i): q.BYTES[188 + i] for i in range(68)}
+    made = [b"".join(letters[letter] for letter in left + right) for left, right in merges]
+    assert list(ids)[256:] == made  # the same 1,000 merges, in the same order: ties are decided as there
+    assert [ids[token] for token in q.encode(shakespeare[cut:], ids)] == theirs.encode(shakespeare[cut:]).ids
+
+    gpt2 = openwebtext.encoding()
+    ranks = {gpt2.decode_single_token_bytes(i): i for i in range(gpt2.eot_token)}
+    tokens = [ranks[token] for token in q.encode(shakespeare, ranks)]
+    assert len(tokens) == 338_025
+    assert tokens == gpt2.encode_ordinary(shakespeare)
+    assert q.encode("773", ranks) == [b"773"]
+    assert q.merge([b"a"] * 3, (b"a", b"a")) == [b"aa", b"a"]
+    other_order = {token: -i for token, i in ranks.items()}
+    assert len(q.encode("neighbour Baptista", other_order)) != len(q.encode("neighbour Baptista", ranks))
+
+
+@settings(max_examples=50, deadline=None)
+@given(strategies.text(max_size=40))
+def test_16_bpe_loses_nothing(text):
+    q = load_beside(16, "bpe")
+    ids = q.learn(text + "aaaa abab abab", 300)
+    assert b"".join(q.encode(text, ids)).decode() == text
+    assert list(ids.values()) == list(range(len(ids)))
