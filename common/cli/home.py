@@ -16,8 +16,8 @@ TELLING = {  # a card's picture, the first that there is, and the part of it to 
     "features": (0, 40, 1090, 624),
     "attention": (0, 20, 720, 425),
     "regions": (85, 60, 715, 660),
-    "optimizers": (75, 20, 835, 545),
-    "gradients": (75, 35, 895, 540),
+    "optimizers": (75, 15, 835, 475),
+    "gradients": (75, 35, 895, 500),
     "loss": (75, 75, 835, 540),  # the panel at the left, without the sentence above it
     "landscape": (70, 30, 590, 466),
 }
