@@ -8,12 +8,20 @@ from common.cli.diff import changed_lines
 from common.curriculum import EXERCISES, ROOT, Exercise
 
 from markupsafe import Markup
-from PIL import Image
+from PIL import Image, ImageOps
 
 TRACKS = ("Foundations", "Vision", "Language")  # the trunk of the tree, and its branches
 FACTS = ("idea", "framework", "data", "time", "result")  # columns of the README's table of exercises
-TELLING = ("features", "attention", "regions", "optimizers", "gradients", "loss", "landscape")  # a card's, in order
-WIDTH, RADIUS = 480, 17  # of a card's picture, of an exercise in the drawing
+TELLING = {  # a card's picture, the first that there is, and the part of it to show: left, top, right, bottom in pixels
+    "features": (0, 40, 1090, 624),
+    "attention": (0, 20, 720, 425),
+    "regions": (85, 60, 715, 660),
+    "optimizers": (75, 15, 835, 475),
+    "gradients": (75, 35, 895, 500),
+    "loss": (75, 75, 835, 540),  # the panel at the left, without the sentence above it
+    "landscape": (70, 30, 590, 466),
+}
+SIZE, RADIUS = (480, 290), 17  # of a card's picture, of an exercise in the drawing
 
 
 def facts() -> dict[int, dict[str, str]]:
@@ -130,16 +138,15 @@ def changed(exercise: Exercise) -> int:
 
 
 def thumbnail(exercise: Exercise, directory: Path) -> str:
-    """Write a small copy of an exercise's most telling picture and return its address; "" where there is none."""
-    paths = (ROOT / exercise.folder / f"{name}.png" for name in TELLING)
+    """Write the middle of an exercise's most telling picture, small, and return its address; "" where there is none."""
+    paths = {ROOT / exercise.folder / f"{name}.png": part for name, part in TELLING.items()}
     path = next((path for path in paths if path.exists()), None)
     if path is None:
         return ""
     target = Path("pictures") / f"{exercise.folder}_small.webp"
     (directory / "pictures").mkdir(exist_ok=True)
     with Image.open(path) as image:
-        small = image.convert("RGB")
-        small.thumbnail((WIDTH, WIDTH))
+        small = ImageOps.fit(image.convert("RGB").crop(paths[path]), SIZE)
         small.save(directory / target, quality=82)
     return target.as_posix()
 

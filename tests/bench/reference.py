@@ -88,8 +88,8 @@ def ask(path: Path, config: Config, flags: list[str]) -> None:
         held = {answer["numbers"][name]["held"] for answer in answers}
         shown = "yes" if held == {True} else "no" if held == {False} else "" if held == {None} else "not always"
         predicted = in_words(*entry["predicted"])
-        spread = values.std(ddof=config.seeds > 1)
-        print(f"| `{name}` | {predicted} | **{values.mean():.4g} ± {spread:.1g}** | {shown} |", flush=True)
+        spread = float(f"{values.std(ddof=config.seeds > 1):.1g}")  # 12.3 is 10, not 1e+01
+        print(f"| `{name}` | {predicted} | **{values.mean():.4g} ± {spread:g}** | {shown} |", flush=True)
     print("CPU seconds", [round(answer["cpu_seconds"], 1) for answer in answers], flush=True)
 
 
