@@ -55,11 +55,11 @@ def new_network(kind):
 
 
 def reach(net, x):
-    """Return the norm (T,) of the gradient of the last state by the states 0 to T - 1 steps before, inputs x (B, T, D)."""
+    """Return the norm (T,) of the gradient of the last state, in an LSTM the cell, by those 0, 1, … steps before it."""
     state, states = None, []
     for t in range(x.shape[1]):
-        _, state = net(x[:, t : t + 1], state)
-        states.append(state[1] if isinstance(net, nn.LSTM) else state)  # (1, B, C): of an LSTM the cell
+        _, state = net(x[:, t : t + 1], state)  # of x (B, T, D)
+        states.append(state[1] if isinstance(net, nn.LSTM) else state)  # (1, B, C)
     grads = torch.autograd.grad(states[-1], states, nn.functional.normalize(torch.randn_like(states[-1]), dim=-1))
     return torch.stack([grad.norm(dim=-1).mean() for grad in reversed(grads)]).numpy()
 
