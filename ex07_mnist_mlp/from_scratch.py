@@ -81,7 +81,9 @@ def train_torch(model, x, y, config, steps):
 
 def draw(w, images, logits, y):
     """Return the picture: units of the first layer, which digit is taken for which, the surest mistakes."""
-    figure, (left, middle, right) = panels("Sixteen units' weights", "Test digits: taken for which?", "Surest mistakes")
+    figure, (left, middle, right) = panels(
+        "Sixteen units' weights", "Test digits: taken for which?", "Surest mistakes: said for true"
+    )
     tiles = w[:16].reshape(4, 4, 28, 28)
     left.imshow(tiles.transpose(0, 2, 1, 3).reshape(112, 112), cmap="RdBu_r", vmin=-0.3, vmax=0.3)
     said = logits.argmax(1)
@@ -89,7 +91,8 @@ def draw(w, images, logits, y):
     np.add.at(counts, (y, said), 1)
     middle.imshow(np.log1p(counts * (1 - np.eye(10))), cmap="Oranges")
     for row, column in np.ndindex(10, 10):
-        label(middle, column, row, str(counts[row, column]), "0.2", (0, 0), ha="center")
+        dark = row != column and counts[row, column] > 5
+        label(middle, column, row, str(counts[row, column]), "white" if dark else "0.2", (0, 0), ha="center")
     middle.set(xlabel="said", ylabel="true", xticks=range(10), yticks=range(10))
     margin = np.where(said == y, -np.inf, logits.max(1) - logits[np.arange(len(y)), y])
     worst = np.argsort(-margin)[:12]
@@ -100,6 +103,7 @@ def draw(w, images, logits, y):
         ax.grid(False)
     for ax in (left, right):
         ax.set(xticks=[], yticks=[])
+        ax.spines[:].set_visible(False)
     return figure
 
 

@@ -110,10 +110,11 @@ def draw(curves, found):
         smooth = np.convolve(losses, np.ones(width) / width, "valid").clip(0.1, 20)
         left.plot(smooth, color=color, linewidth=2.5 if fault == "no fault" else 1.3, label=fault)
     left.set(yscale="log", xlabel="steps")
-    left.legend(frameon=False, fontsize=7, ncols=2)
+    left.legend(frameon=False, fontsize=7, ncols=2, loc="upper right", bbox_to_anchor=(1, 0.94))
     for row, results in enumerate(found.values()):
         for column, caught in enumerate(results.values()):
-            label(right, column, row, "wrong" if caught else "·", SAFE[1] if caught else "0.5", (0, 0), ha="center")
+            label(right, column, row, "wrong" if caught else "–", SAFE[1] if caught else "0.5", (0, 0), ha="center")
+    right.grid(False)
     right.set(xlim=(-0.5, 5.5), ylim=(8.5, -0.5), yticks=range(len(found)), xticks=range(6), yticklabels=found)
     right.set_xticklabels([name.replace(" ", "\n", 1) for name in results], fontsize=8)
     return figure

@@ -20,7 +20,6 @@ from rich.text import Text
 
 MOST = 50  # questions of a folder, and numbers of an answer, that are shown
 SECONDS = re.compile(r"(\d+) CPU seconds")
-ROW = re.compile(r"^\|.*`(\w+)`.*\*\*(.+?)\*\*.*\|$", re.M)  # of a README's table: what a question has measured
 
 
 def questions(folder: Path) -> dict[Path, str]:
@@ -96,20 +95,17 @@ def answered(folder: Path) -> list[dict]:
 
 
 def page() -> list[dict]:
-    """Return, for the site, all questions of the course with the first figure of each in its README."""
+    """Return, for the site, all questions of the course: exercise, title, where its lesson has it, its picture."""
     entries = []
     for exercise in built():
         folder = ROOT / exercise.folder
-        lesson = (folder / "README.md").read_text(encoding="utf-8")
         for path, docstring in questions(folder).items():
-            figure = ROW.search(lesson.partition(f"### {title(docstring)}\n")[2].partition("\n### ")[0])
             entries.append(
                 {
                     "exercise": exercise,
                     "title": title(docstring),
                     "link": f"{exercise.folder}.html#{anchor(title(docstring))}",
                     "picture": path.with_suffix(".png").name,
-                    "figure": f"{figure[1].replace('_', ' ')}: {figure[2]}" if figure else "",
                 }
             )
     return entries

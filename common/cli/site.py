@@ -33,7 +33,6 @@ BREAK = '<h2 id="break-it-yourself">'  # before it the interactive picture stand
 MATHS = re.compile(r"\$\$(.+?)\$\$|\$(?!\s)([^$]+?)(?<!\s)\$", re.DOTALL)
 HEADING = re.compile(r'<h2 id="([^"]+)">(.*?)<a class="anchor"')
 CODE = re.compile(r"(<pre>.*?</pre>|<code>.*?</code>|<[^>]*>)|[^<]+", re.DOTALL)  # or text between tags
-TOGETHER = re.compile(r"(?<=\d) (?=±|%)|(?<=±) ")  # 98.3 ± 0.4 % stands on one line
 FOLD = re.compile(r"^ *(<details><summary>[^<>]*</summary>|</details>) *$", re.M)
 
 
@@ -195,7 +194,7 @@ def to_html(text: str, directory: Path, folder: Path) -> Markup:
     )
     html = html.replace("<p>&lt;/details&gt;</p>", "</details>")
     html = html.replace("<table>", '<div class="wide" tabindex="0"><table>').replace("</table>", "</table></div>")
-    return Markup(CODE.sub(lambda found: found[1] or TOGETHER.sub("\u00a0", found[0]), html))
+    return Markup(CODE.sub(lambda found: found[1] or home.together(found[0]), html))
 
 
 def maths_rule(state, silent: bool) -> bool:

@@ -62,7 +62,7 @@ const pictures = {
     plot(box, [
       { type: "heatmap", x: side, y: side, z, zmin: -0.5, zmax: 2.5, colorscale: colours, showscale: false, opacity: 0.4, hoverinfo: "skip" },
       { x: data.samples.map((s) => s[0]), y: data.samples.map((s) => s[1]), mode: "markers", hoverinfo: "skip",
-        marker: { size: 5, color: data.samples.map((s) => CLASSES[s[2]]) } },
+        marker: { size: 6, color: data.samples.map((s) => CLASSES[s[2]]), line: { color: css("paper"), width: 1 } } },
     ], { title: { text: "feature 0" }, range: [-2.6, 2.6], constrain: "domain" }, { title: { text: "feature 1" }, range: [-2.6, 2.6], scaleanchor: "x", constrain: "domain" });
     tell(`Step ${frame.step}: loss ${digits(frame.loss)}, accuracy ${(100 * frame.accuracy).toFixed(2)} %.`, frame);
     return { frame: String(frame.step) };
@@ -179,11 +179,13 @@ function start(live) {
   form.addEventListener("submit", (event) => event.preventDefault());
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
   const play = form.querySelector("button");
+  let timer = 0;
   play?.addEventListener("click", () => {
     const frame = form.elements.frame;
+    clearInterval(timer); // so that a second click begins again
     frame.value = 0;
     draw();
-    const timer = setInterval(() => {
+    timer = setInterval(() => {
       frame.value = Number(frame.value) + 1;
       draw();
       if (frame.value === frame.max) clearInterval(timer);
