@@ -1283,6 +1283,9 @@ QUESTIONS = {
         ("valley-adam-uncorrected", "mean / (1 - 0.9**step)", "mean", "questions::08_valley"),
         ("valley-decay-in-the-gradient", "update + decay * x", "update", "questions::08_valley"),
     ],
+    "ex09_mnist_cnn/layers.py": [
+        ("layers-the-farthest", "known.T).argmin(1)", "known.T).argmax(1)", "questions::09_layers"),
+    ],
     "ex09_mnist_cnn/stages.py": [
         ("photo-mass-not-in-the-middle", "14 - m", "13 - m", "read_photo::normalising_mnist_changes_nothing"),
         ("photo-nothing-is-blank", "> 5 * noise", "> 0 * noise", "read_photo::otsu"),

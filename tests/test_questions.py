@@ -688,3 +688,30 @@ def test_11_memory():
     assert q.recall("LSTM, forget bias 3", 10, config) > 0.9
     q.KINDS["LSTM, forget bias 3"] = -3  # a gate that is shut
     assert q.recall("LSTM, forget bias 3", 10, config) < 0.5
+
+
+def test_09_layers(mnist):
+    import jax
+
+    q = load_beside(9, "layers")
+    params = q.ex09.init_params(jax.random.key(0), q.ex09.Config())
+    x, y, x_test, y_test = q.ex09.make_data(q.Config())
+    found = q.features(params, x[:50])
+    assert [values.shape for values in found.values()] == [(50, 784), (50, 6272), (50, 3136), (50, 128)]
+    logits = found["dense"] @ params[-1]["w"] + params[-1]["b"]
+    np.testing.assert_allclose(logits, q.ex09.forward(params, x[:50]), atol=1e-4)
+    rng = np.random.default_rng(0)
+    known, new, labels = rng.normal(size=(30, 5)), rng.normal(size=(20, 5)), rng.integers(10, size=30)
+    by_hand = [labels[np.argmin([np.sum((k - n) ** 2) for k in known])] for n in new]
+    assert q.nearest(known, labels, new).tolist() == by_hand
+    config = q.Config(steps=80, draws=2)
+    params = q.ex09.init_params(jax.random.key(0), q.ex09.Config(channels=8))
+    accuracy = {}
+    for name, net in (("new", params), ("trained", q.train(params, jax.random.key(1), x, y, config))):
+        found, found_test = q.features(net, x[:1000]), q.features(net, x_test[:500])
+        accuracy[name] = {
+            layer: q.readable(found[layer], found_test[layer], y[:1000], y_test[:500], config).mean(0)[0]
+            for layer in q.LAYERS
+        }
+    assert accuracy["trained"]["dense"] > accuracy["trained"]["pixels"] + 10
+    assert accuracy["new"]["dense"] < accuracy["new"]["pixels"] + 5  # it is the training that does it
