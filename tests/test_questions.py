@@ -48,7 +48,7 @@ def ranges(source: str) -> dict[str, tuple]:
 @each
 def test_question_has_the_shape_of_all(path):
     source, number = path.read_text(encoding="utf-8"), int(path.parent.name[2:4])
-    assert len(source.splitlines()) <= (130 if path.stem == "bpe" else 120)  # which learns, encodes and draws
+    assert len(source.splitlines()) <= (130 if path.stem in ("bpe", "decoding") else 120)  # which have three parts
     assert f"    python {path.parent.name}/{path.name}\n" in ALL[path]
     assert re.search(r"Predicted.*Measured.*\d CPU seconds", " ".join(ALL[path].split()))
     assert f"\nimport train as ex{number:02d}\n" in source
