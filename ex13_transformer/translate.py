@@ -4,7 +4,7 @@
 
 Predicted: encoder and decoder with cross-attention write 99.5 % of unseen dates right, and without it they can only
 guess; a decoder alone, with the date in front of what it writes, is as good within half a point; and where a digit is
-written, one head looks at the place it comes from. Measured: dates as people write them, to ISO 8601. 60 CPU seconds.
+written, one head looks at the place it comes from. Measured: dates as people write them, to ISO 8601. 43 CPU seconds.
 """
 
 from dataclasses import dataclass, replace

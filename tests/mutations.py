@@ -1333,6 +1333,13 @@ LANGUAGE_QUESTIONS = {
         ("memory-another-gate", "bias[C : 2 * C]", "bias[:C]", "questions::11_memory"),
         ("memory-of-the-output", "state[1] if isinstance", "state[0] if isinstance", "questions::11_memory"),
     ],
+    "ex12_sampling/decoding.py": [
+        ("decoding-beam-forgets-its-past", "(scores[:, None] + log_probs)", "log_probs", "questions::12_decoding"),
+        ("decoding-says-unknown", "log_probs[:, 0] = -torch.inf", "pass", "questions::12_decoding"),
+    ],
+    "ex13_transformer/scores.py": [
+        ("scores-divided-by-d", "math.sqrt(q.shape[-1]) if", "q.shape[-1] if", "questions::13_scores"),
+    ],
     "ex13_transformer/encoder_decoder.py": [
         ("translate-attends-to-what-fills-up", "(source > 0)[", "(source > -1)[", "questions::13_translate"),
         ("translate-sees-the-next-character", ".tril()", ".tril(1)", "questions::13_translate"),

@@ -715,3 +715,46 @@ def test_09_layers(mnist):
         }
     assert accuracy["trained"]["dense"] > accuracy["trained"]["pixels"] + 10
     assert accuracy["new"]["dense"] < accuracy["new"]["pixels"] + 5  # it is the training that does it
+
+
+def test_13_scores(tmp_path):
+    q = load_beside(13, "scores")
+    torch.manual_seed(0)
+    query, keys, values = torch.randn(5, 24), torch.randn(5, 7, 24), torch.randn(5, 7, 24)
+    scores, weights = q.attend(query, keys)
+    true = torch.nn.functional.scaled_dot_product_attention(query[:, None], keys, values)[:, 0]
+    torch.testing.assert_close((weights[:, None] @ values)[:, 0], true, rtol=0, atol=1e-6)
+    jacobians = [torch.autograd.functional.jacobian(lambda row: row.softmax(-1), row) for row in scores]
+    assert q.slopes(weights) == pytest.approx(np.mean([jacobian.norm().item() for jacobian in jacobians]), rel=1e-5)
+    right = q.main(q.Config(queries=400, out=tmp_path))
+    assert 0.95 < right["spread_divided"] < 1.05
+    q.math.sqrt, sqrt = (lambda d: 1.0), q.math.sqrt
+    try:
+        assert q.main(q.Config(queries=400, out=tmp_path))["spread_divided"] > 10
+    finally:
+        q.math.sqrt = sqrt
+
+
+def test_12_decoding():
+    q = load_beside(12, "decoding")
+    ex = q.ex12.Config(block_size=3, channels=8, hidden=8, max_new_tokens=2, temperature=0)
+    torch.manual_seed(0)
+    model, start = q.ex12.MLP(ex, 20).eval(), torch.tensor([4, 9, 2])
+    with torch.no_grad():
+        for param in model.parameters():
+            param.mul_(20)  # surer than a new network
+        model.head.bias[0] = 3  # it would like to say <unk>
+    assert q.beam_search(model, start, 3, 2, 1).tolist() == q.ex12.sample(model, start, ex).tolist()  # greedy
+    model.eval()
+    pairs = torch.cartesian_prod(torch.arange(1, 20), torch.arange(1, 20))  # (361, 2): all that could be said
+    texts = torch.cat([start.expand(361, 3), pairs], 1)
+    nats = [q.nats_per_word(model, text[None], 3) for text in texts]
+    best = texts[int(np.argmin(nats))]
+    assert q.beam_search(model, start, 3, 2, 20).tolist() == best.tolist()  # wide enough to lose nothing
+    assert min(nats) <= q.nats_per_word(model, q.beam_search(model, start, 3, 2, 1)[None], 3)
+    log_probs = [model(best[None, i : i + 3]).log_softmax(-1)[0, best[i + 3]].item() for i in (0, 1)]
+    assert min(nats) == pytest.approx(-np.mean(log_probs), rel=1e-5)
+    assert 0 not in q.beam_search(model, start, 3, 30, 4)[3:]
+    assert np.isfinite(q.nats_per_word(model, torch.tensor([[4, 9, 2, 0, 0]]), 3))  # people say unknown words
+    assert q.repeated(torch.tensor([1, 2, 3, 4, 5, 6])) == 0
+    assert q.repeated(torch.tensor([1, 2, 1, 2, 1, 2, 1])) == 0.5  # 1 2 1 2, 2 1 2 1, and both again
