@@ -1325,9 +1325,38 @@ QUESTIONS = {
     ],
 }
 
+LANGUAGE_QUESTIONS = {
+    "ex11_shakespeare_ffn/memory.py": [
+        ("memory-another-gate", "bias[C : 2 * C]", "bias[:C]", "questions::11_memory"),
+        ("memory-of-the-output", "state[1] if isinstance", "state[0] if isinstance", "questions::11_memory"),
+    ],
+    "ex13_transformer/encoder_decoder.py": [
+        ("translate-attends-to-what-fills-up", "(source > 0)[", "(source > -1)[", "questions::13_translate"),
+        ("translate-sees-the-next-character", ".tril()", ".tril(1)", "questions::13_translate"),
+        ("translate-no-root", " / math.sqrt(q.shape[-1])", "", "questions::13_translate"),
+    ],
+    "ex13_transformer/translate.py": [
+        (
+            "translate-last-character-unscored",
+            "target[:, 1:]).all(1)",
+            "target[:, 1:])[:, :-1].all(1)",
+            "questions::13_translate",
+        ),
+    ],
+    "ex16_gpu_nanogpt/bpe.py": [
+        (
+            "bpe-ties-by-the-larger-id",
+            "(-pairs[a, b], ids[a], ids[b], ",
+            "(-pairs[a, b], -ids[a], ids[b], ",
+            "questions::16_bpe",
+        ),
+        ("bpe-latest-merge-first", "merge(tokens, min(pairs", "merge(tokens, max(pairs", "questions::16_bpe"),
+    ],
+}
+
 TABLE = [
     Mutation(name, file, before, after, tuple(tests))
-    for part in (FOUNDATIONS, MNIST, IMAGENET, WORDS, GPT, COMMON, CLI, QUESTIONS)
+    for part in (FOUNDATIONS, MNIST, IMAGENET, WORDS, GPT, COMMON, CLI, QUESTIONS, LANGUAGE_QUESTIONS)
     for file, rows in part.items()
     for name, before, after, *tests in rows
 ]

@@ -1,12 +1,13 @@
 """The questions that go further: what holds for all of them, an oracle for each, and that a wrong thing is refused."""
 
 import ast
+import datetime
 import json
 import re
 import subprocess
 import sys
 
-from common import UserError
+from common import UserError, openwebtext
 from common.cli.course import expected
 from common.cli.questions import anchor, questions, read_answer, title
 from common.cli.review import write_review
@@ -16,8 +17,10 @@ from common.record import answer, in_words
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 from helpers import BUILT, load, load_beside, one_sentence, read_metrics, train_py
+from hypothesis import given, settings, strategies
 
 ALL = {path: docstring for exercise in BUILT for path, docstring in questions(ROOT / exercise.folder).items()}
 each = pytest.mark.parametrize("path", ALL, ids=lambda path: f"{path.parent.name[:4]}-{path.stem}")
@@ -554,3 +557,134 @@ def test_08_valley(tmp_path):
         assert q.main(q.Config(out=tmp_path))["adam_turned_over_as_it_lies"] < 2
     finally:
         q.np.linalg.qr = qr
+
+
+# part 3: language
+
+
+def test_16_bpe(shakespeare, tmp_path):
+    q = load_beside(16, "bpe")
+    cut = len(shakespeare) * 9 // 10
+    ids = q.learn(shakespeare[:cut], 256 + 1_000)
+    byte_level = tokenizers.pre_tokenizers.ByteLevel
+    theirs = tokenizers.Tokenizer(tokenizers.models.BPE())
+    theirs.pre_tokenizer = byte_level(add_prefix_space=False)
+    options = {"initial_alphabet": byte_level.alphabet(), "show_progress": False}
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=256 + 1_000, **options)
+    theirs.train_from_iterator([shakespeare[:cut]], trainer)
+    merges = json.loads(theirs.to_str())["model"]["merges"]
+    letters = {chr(byte[0]): byte for byte in q.BYTES[:188]} | {chr(256 + i): q.BYTES[188 + i] for i in range(68)}
+    made = [b"".join(letters[letter] for letter in left + right) for left, right in merges]
+    assert list(ids)[256:] == made  # the same 1,000 merges, in the same order: ties are decided as there
+    assert [ids[token] for token in q.encode(shakespeare[cut:], ids)] == theirs.encode(shakespeare[cut:]).ids
+
+    gpt2 = openwebtext.encoding()
+    ranks = {gpt2.decode_single_token_bytes(i): i for i in range(gpt2.eot_token)}
+    tokens = [ranks[token] for token in q.encode(shakespeare, ranks)]
+    assert len(tokens) == 338_025
+    assert tokens == gpt2.encode_ordinary(shakespeare)
+    assert q.encode("773", ranks) == [b"773"]
+    assert q.merge([b"a"] * 3, (b"a", b"a")) == [b"aa", b"a"]
+    other_order = {token: -i for token, i in ranks.items()}
+    assert len(q.encode("neighbour Baptista", other_order)) != len(q.encode("neighbour Baptista", ranks))
+
+
+@settings(max_examples=50, deadline=None)
+@given(strategies.text(max_size=40))
+def test_16_bpe_loses_nothing(text):
+    q = load_beside(16, "bpe")
+    ids = q.learn(text + "aaaa abab abab", 300)
+    assert b"".join(q.encode(text, ids)).decode() == text
+    assert list(ids.values()) == list(range(len(ids)))
+
+
+def test_13_dates():
+    q = load_beside(13, "dates")
+    day = datetime.date(1955, 12, 3)
+    assert dict(q.write(day, form) for form in q.FORMS) == {
+        "December 3, 1955": [[14, 15], [9, 9]],
+        "3. Dec '55": [[8, 9], [0, 0]],
+        "the 3rd of Dec 1955": [[17, 18], [4, 4]],
+        "12/3/1955": [[7, 8], [3, 3]],
+        "3 December 1955": [[13, 14], [0, 0]],
+    }
+    assert q.write(day.replace(day=12), "{m}/{d}/{Y}") == ("12/12/1955", [[8, 9], [3, 4]])
+    source, target, places = q.make_data(0)
+    iso = [q.decode(ids) for ids in target.tolist()]
+    assert len(set(iso)) == 36_525
+    assert (min(iso), max(iso)) == ("=1950-01-01", "=2049-12-31")
+    for n in range(50):
+        text = q.decode(source[n].tolist())
+        year, day = (text[first : last + 1].zfill(2) for first, last in places[n].tolist())
+        assert (year, day) == (iso[n][3:5], iso[n][9:11])
+
+
+def test_13_translate():
+    q, dates = load_beside(13, "translate"), load_beside(13, "dates")
+    days = [datetime.date(1990 + n, 1 + n, 1 + 3 * n) for n in range(8)]
+    texts, places = zip(*(dates.write(day, form) for day, form in zip(days, dates.FORMS * 2)))
+    source = dates.encode(texts, dates.S)  # (8, S)
+    target = dates.encode([f"={day}" for day in days], 1 + dates.T)  # (8, 1 + T)
+    torch.manual_seed(0)
+    model = q.EncoderDecoder()
+    ours, theirs = model.decoder[0].cross, torch.nn.MultiheadAttention(64, 4, batch_first=True)
+    with torch.no_grad():
+        theirs.in_proj_weight.copy_(torch.cat([ours.q.weight, ours.kv.weight]))
+        theirs.in_proj_bias.copy_(torch.cat([ours.q.bias, ours.kv.bias]))
+        theirs.out_proj.load_state_dict(ours.out.state_dict())
+    x, memory = torch.randn(8, 10, 64), torch.randn(8, dates.S, 64)
+    y, weights = theirs(x, memory, memory, key_padding_mask=source == 0, average_attn_weights=False)
+    torch.testing.assert_close(ours(x, memory, q.masks(source)[0]), y, rtol=0, atol=1e-6)
+    torch.testing.assert_close(ours.weights, weights, rtol=0, atol=1e-6)
+
+    for layers in ((2, 2, True), (0, 2, False)):
+        model = q.EncoderDecoder(*layers)
+        logits = model(source, target[:, :-1])  # (8, T, V)
+        changed = target[:, :-1].clone()
+        changed[:, 6:] = 5
+        torch.testing.assert_close(model(source, changed)[:, :6], logits[:, :6])  # nothing sees what comes after it
+        assert not torch.allclose(model(source, changed)[:, 6:], logits[:, 6:])
+        assert not torch.allclose(model(source.roll(1, 0), target[:, :-1]), logits)  # what was read counts
+        with torch.no_grad():
+            model.embedding.weight[0] += 1
+        torch.testing.assert_close(model(source, target[:, :-1]), logits)  # and what fills it up does not
+    blind = q.EncoderDecoder(2, 2, False)
+    torch.testing.assert_close(blind(source.roll(1, 0), target[:, :-1]), blind(source, target[:, :-1]))
+
+    model = q.EncoderDecoder()
+    q.train(model, source, target, q.Config(steps=60, batch_size=8, warmup_steps=5))
+    right = q.exact(model, source, target)
+    written = target[:, :1]
+    for _ in range(dates.T):  # one character at a time, each from those before it
+        padded = torch.nn.functional.pad(written, (0, dates.T - written.shape[1]))
+        written = torch.cat([written, model(source, padded)[:, [written.shape[1] - 1]].argmax(-1)], 1)
+    assert right == (written == target).all(1).double().mean().item() > 0.8
+    assert q.exact(model, source.roll(1, 0), target) == 0
+    looks = q.aligned(model, source, target, torch.tensor(places))
+    strongest = model.decoder[1].cross.weights[:, 2, 9].argmax(-1)  # (8,): layer 2, head 3, the day's second digit
+    inside = [first <= place <= last for place, (_, (first, last)) in zip(strongest.tolist(), places)]
+    assert looks[1, 2, 1].item() == np.mean(inside)
+
+
+def test_11_memory():
+    q = load_beside(11, "memory")
+    torch.manual_seed(0)
+    x = torch.zeros(3, 20, 2 * q.K)
+    for bias in (0, 1, 3):  # all weights 0: a cell is what its forget gate leaves of the cell before
+        net = q.new_network(f"LSTM, forget bias {bias}" if bias else "LSTM")
+        for name, param in net.named_parameters():
+            if "weight" in name or not bias:
+                torch.nn.init.zeros_(param)
+        norms = q.reach(net, x)
+        np.testing.assert_allclose(norms[1:] / norms[:-1], 1 / (1 + np.exp(-bias)), rtol=1e-4)
+    net = q.new_network("orthogonal RNN")
+    for bias in (net.bias_ih_l0, net.bias_hh_l0):
+        torch.nn.init.zeros_(bias)
+    np.testing.assert_allclose(q.reach(net, x * 0), 1, rtol=1e-4)  # tanh has slope 1 at 0, and a rotation keeps lengths
+    x, y = q.make_data(np.random.default_rng(0), 50, 12)
+    assert (x[:, 0].argmax(1) == y).all()
+    assert (x[:, 1:].argmax(2) >= q.K).all()  # only the first tells
+    config = q.Config(steps=150)
+    assert q.recall("LSTM, forget bias 3", 10, config) > 0.9
+    q.KINDS["LSTM, forget bias 3"] = -3  # a gate that is shut
+    assert q.recall("LSTM, forget bias 3", 10, config) < 0.5
