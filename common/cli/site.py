@@ -55,7 +55,7 @@ def write_site(directory: Path) -> Path:
                 render("page.html", title=title, content=to_html(text, directory, PAGES)), encoding="utf-8"
             )
         asked = [
-            entry | {"picture": copy_picture(entry["picture"], directory, ROOT / entry["exercise"].folder)}
+            entry | {"guess": to_html(entry["guess"], directory, ROOT / entry["exercise"].folder)}
             for entry in questions.page()
         ]
         (directory / "questions.html").write_text(render("questions.html", questions=asked), encoding="utf-8")
