@@ -2,19 +2,20 @@
 
 import base64
 import hashlib
+import re
 from pathlib import Path
 
 from common.cli.diff import CONTEXT, Row, compare, stretches, words
 
 import jinja2
 from markupsafe import Markup, escape
-from pygments import highlight
-from pygments.formatters.html import HtmlFormatter
 from pygments.lexers.python import PythonLexer
 from pygments.token import STANDARD_TYPES
 
 TEMPLATES = Path(__file__).parent / "templates"
 STYLE = Markup((TEMPLATES / "style.css").read_text(encoding="utf-8"))
+# Classes of pygments that the sheet gives a colour: the others would only make the pages heavier.
+COLOURED = set(re.findall(r"\w+", " ".join(re.findall(r"^((?:\.\w\w?(?:, | ))+){", STYLE, re.M))))
 SCRIPT = Markup((TEMPLATES / "comments.js").read_text(encoding="utf-8"))
 
 # Everything put into a template is escaped, but for Markup that was made here.
@@ -35,9 +36,8 @@ def render(template: str, **values) -> str:
 
 def code_lines(source: str) -> list[Markup]:
     """Return the lines of a Python program as HTML, coloured, with everything in them escaped."""
-    lexer = PythonLexer(stripnl=False, ensurenl=False)
-    html = highlight(source.rstrip("\n"), lexer, HtmlFormatter(nowrap=True))
-    return [Markup(line) for line in html.removesuffix("\n").split("\n")]
+    lines = tokens(source.rstrip("\n").split("\n"))
+    return [coloured(line, [("".join(text for _, text in line), False)], "") for line in lines]
 
 
 def diff_parts(old: str, new: str) -> list[tuple[bool, list]]:
@@ -61,14 +61,14 @@ def parts_of(rows: list[Row], context: int) -> list[tuple[bool, list]]:
 
 
 def tokens(lines: list[str]) -> list[list[tuple[str, str]]]:
-    """Return the tokens of each line of a Python program: the class of the style sheet, and the text."""
+    """Return the tokens of each line of a Python program: the class of the style sheet, "" for none, and the text."""
     found = [[]]
     for kind, text in PythonLexer(stripnl=False, ensurenl=False).get_tokens("\n".join(lines)):
         for i, part in enumerate(text.split("\n")):
             if i:
                 found.append([])
             if part:
-                found[-1].append((STANDARD_TYPES.get(kind, ""), part))
+                found[-1].append((STANDARD_TYPES[kind] if STANDARD_TYPES.get(kind) in COLOURED else "", part))
     return found
 
 

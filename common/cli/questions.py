@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.text import Text
 
 MOST = 50  # questions of a folder, and numbers of an answer, that are shown
+GUESS = re.compile(r"(\*\*Guess first:\*\* .*?)\n\n", re.DOTALL)
 SECONDS = re.compile(r"(\d+) CPU seconds")
 
 
@@ -95,17 +96,19 @@ def answered(folder: Path) -> list[dict]:
 
 
 def page() -> list[dict]:
-    """Return, for the site, all questions of the course: exercise, title, where its lesson has it, its picture."""
+    """Return, for the site, all questions of the course: exercise, title, where its lesson has it, what to guess."""
     entries = []
     for exercise in built():
         folder = ROOT / exercise.folder
-        for path, docstring in questions(folder).items():
+        lesson = (folder / "README.md").read_text(encoding="utf-8")
+        for docstring in questions(folder).values():
+            guess = GUESS.search(lesson.partition(f"### {title(docstring)}\n")[2])
             entries.append(
                 {
                     "exercise": exercise,
                     "title": title(docstring),
                     "link": f"{exercise.folder}.html#{anchor(title(docstring))}",
-                    "picture": path.with_suffix(".png").name,
+                    "guess": guess[1] if guess else "",
                 }
             )
     return entries

@@ -32,7 +32,8 @@ PLOTTED = (1, 5, 8, 12)  # those that plotly draws
 BREAK = '<h2 id="break-it-yourself">'  # before it the interactive picture stands
 MATHS = re.compile(r"\$\$(.+?)\$\$|\$(?!\s)([^$]+?)(?<!\s)\$", re.DOTALL)
 HEADING = re.compile(r'<h2 id="([^"]+)">(.*?)<a class="anchor"')
-CODE = re.compile(r"(<pre>.*?</pre>|<code>.*?</code>|<[^>]*>)|[^<]+", re.DOTALL)  # or text between tags
+CODE = re.compile(r"(<code.*?</code>)|(<[^>]*>)|[^<]+", re.DOTALL)  # or another tag, or text between tags
+FLAG = re.compile(r"(?<![\w-])--?[a-z][\w-]*")
 FOLD = re.compile(r"^ *(<details><summary>[^<>]*</summary>|</details>) *$", re.M)
 
 
@@ -54,7 +55,7 @@ def write_site(directory: Path) -> Path:
                 render("page.html", title=title, content=to_html(text, directory, PAGES)), encoding="utf-8"
             )
         asked = [
-            entry | {"picture": copy_picture(entry["picture"], directory, ROOT / entry["exercise"].folder)}
+            entry | {"guess": to_html(entry["guess"], directory, ROOT / entry["exercise"].folder)}
             for entry in questions.page()
         ]
         (directory / "questions.html").write_text(render("questions.html", questions=asked), encoding="utf-8")
@@ -194,7 +195,12 @@ def to_html(text: str, directory: Path, folder: Path) -> Markup:
     )
     html = html.replace("<p>&lt;/details&gt;</p>", "</details>")
     html = html.replace("<table>", '<div class="wide" tabindex="0"><table>').replace("</table>", "</table></div>")
-    return Markup(CODE.sub(lambda found: found[1] or home.together(found[0]), html))
+    return Markup(CODE.sub(unbroken, html))
+
+
+def unbroken(found: re.Match) -> str:
+    """Return a piece of HTML in which no line ends within a flag of code, or a figure of a text."""
+    return FLAG.sub(r'<span class="flag">\g<0></span>', found[1]) if found[1] else found[2] or home.together(found[0])
 
 
 def maths_rule(state, silent: bool) -> bool:
