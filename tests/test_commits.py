@@ -65,14 +65,14 @@ def test_split_and_join_are_inverse(series, tmp_path):
     changed.write_text(changed.read_text().replace("# random seed", "# the seed"))
     commits.join(series, tmp_path / "split")
     assert commits.check_commits(series) == []
-    assert [commit.lines for commit in commits.read_commits(series)] == [13, 22, 59, 26, 20]
+    assert [commit.lines for commit in commits.read_commits(series)] == [13, 22, 59, 26, 3, 17]
 
 
 def test_join_refuses(series, tmp_path):
     with pytest.raises(UserError, match="holds no folders"):
         commits.join(series, tmp_path / "none")
     commits.split(series, tmp_path / "split")
-    last = tmp_path / "split" / "5-float32" / "train.py"
+    last = tmp_path / "split" / "6-device" / "train.py"
     last.write_text(last.read_text() + "# more\n")
     with pytest.raises(UserError, match=r"is not ex07_mnist_mlp/train.py"):
         commits.join(series, tmp_path / "split")
@@ -113,7 +113,7 @@ def test_commands(tmp_path):
     assert rampup("diff", 7, "--commit", 4, "--html", page).returncode == 0
     assert "generalisation gap" in page.read_text(encoding="utf-8")
     refused = {
-        ("diff", 7, "--commit", 9): "has commits 1 to 5",
+        ("diff", 7, "--commit", 9): "has commits 1 to 6",
         ("diff", 2, "--commit", 1): "no commits",
         ("diff", 7, 8, "--commit", 1): "--commit is of one exercise",
     }
