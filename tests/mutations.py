@@ -1323,6 +1323,15 @@ QUESTIONS = {
             "read_photo::weights_are_kept_and_damaged_ones_are_not_used",
         ),
     ],
+    "ex14_gpu_resnet/roofline.py": [
+        ("roofline-last-product-only", "c += column", "c = column", "questions::14_roofline"),
+        (
+            "roofline-does-not-wait",
+            "        jax.block_until_ready(function(*inputs))\n        runs",
+            "        function(*inputs)\n        runs",
+            "questions::14_roofline",
+        ),
+    ],
     "common/record.py": [
         ("answer-no-upper-end", "zip(ends, (1, -1))", "zip(ends, (1, 1))", "questions::answer"),
     ],

@@ -758,3 +758,25 @@ def test_12_decoding():
     assert np.isfinite(q.nats_per_word(model, torch.tensor([[4, 9, 2, 0, 0]]), 3))  # people say unknown words
     assert q.repeated(torch.tensor([1, 2, 3, 4, 5, 6])) == 0
     assert q.repeated(torch.tensor([1, 2, 1, 2, 1, 2, 1])) == 0.5  # 1 2 1 2, 2 1 2 1, and both again
+
+
+def test_14_roofline():
+    import time
+
+    q = load_beside(14, "roofline")
+    a, b = np.random.default_rng(0).normal(size=(2, 12, 12))
+    for function in (q.loops, q.dots, q.outers):
+        np.testing.assert_allclose(function(a, b), a @ b, atol=1e-12)
+
+    class Later:  # what JAX returns at once, and has computed some time after
+        def block_until_ready(self):
+            begin = time.process_time()
+            while time.process_time() - begin < 0.01:
+                pass
+
+    assert q.seconds_of(Later, least=0) >= 0.01
+    _, flops, moved = q.steps(np.random.default_rng(0), (8,))[8]
+    shapes = [(14, 5, 1, 32)] + [(14, 3, 32, 32)] * 2 + [(7, 3, 32, 64), (7, 3, 64, 64), (7, 1, 32, 64)]
+    forward = sum(2 * side**2 * k**2 * c * d for side, k, c, d in shapes) * 8
+    assert 2.4 * forward < flops < 3.6 * forward  # backward costs twice as much; zeros of the padding do not count
+    assert moved > 4 * 8 * 784
