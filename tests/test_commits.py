@@ -15,6 +15,7 @@ from helpers import train_py
 from test_rampup import rampup
 
 WITH_COMMITS = [exercise.number for exercise in EXERCISES if commits.folder_of(exercise).exists()]
+SMALL = {"vocab_size": 512, "size": 32, "train_size": 32, "workers": 0}  # of a dry run, where a program has the flag
 with_commits = pytest.mark.parametrize("number", WITH_COMMITS)
 
 
@@ -36,8 +37,9 @@ def test_commits_lead_from_the_parent_to_the_exercise(number):
 def test_every_step_runs(number, tmp_path, monkeypatch, capsys):
     *steps, _ = commits.split(find_exercise(number), tmp_path)  # the last is the exercise's own program
     for path in steps:  # all in this process, which has its libraries loaded
-        narrow = ["--vocab-size", "512"] if "    vocab_size: int" in (path / "train.py").read_text() else []
-        monkeypatch.setattr(sys, "argv", ["train.py", "--dry-run", *narrow])
+        source = (path / "train.py").read_text(encoding="utf-8")
+        small = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items() if f"    {name}: int" in source]
+        monkeypatch.setattr(sys, "argv", ["train.py", "--dry-run", *small])
         runpy.run_path(str(path / "train.py"), run_name="__main__")
         assert capsys.readouterr().out.splitlines()[-1].startswith("result: "), path.name
         torch.set_default_dtype(torch.float32)  # which exercise 7's first steps change
