@@ -82,8 +82,10 @@ def draw(nats, repeats, words):
     for name in nats:
         color = SAFE[1 if name in BEAMS else 2 if name == "the text" else 0]
         left.plot(nats[name], 100 * repeats[name], "*" if name == "the text" else "o", color=color, markersize=9)
-        label(left, nats[name], 100 * repeats[name], name, color, (4, 12), rotation=45, rotation_mode="anchor")
-    left.set(xlabel="nats a word, by the model", ylabel="runs of four words that repeat (%)", ylim=(-3, 75))
+        shift = (9, -4) if name in BEAMS else (-28, 12) if name == "top-k 20" else (4, 12)
+        turn = 0 if name in BEAMS else 45
+        label(left, nats[name], 100 * repeats[name], name, color, shift, rotation=turn, rotation_mode="anchor")
+    left.set(xlabel="nats a word, by the model", ylabel="runs of four words that repeat (%)", ylim=(-3, 90))
     for row, name in enumerate(words):
         excerpt = textwrap.fill(join_words(words[name]).replace("\n", " / "), 80)
         label(right, 0, row, f"{name}:\n{excerpt}", shift=(0, 0))

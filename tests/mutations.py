@@ -1362,6 +1362,15 @@ LANGUAGE_QUESTIONS = {
             "questions::13_translate",
         ),
     ],
+    "ex17_ddp_openwebtext/pieces.py": [
+        ("pieces-sum-for-mean", "else 1 / pieces", "else 1", "questions::17_pieces"),
+        (
+            "pieces-weighted-by-sequences",
+            "(y_piece >= 0).sum() / (y >= 0).sum()",
+            "len(y_piece) / len(y)",
+            "questions::17_pieces",
+        ),
+    ],
     "ex16_gpu_nanogpt/bpe.py": [
         (
             "bpe-ties-by-the-larger-id",

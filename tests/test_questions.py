@@ -780,3 +780,24 @@ def test_14_roofline():
     forward = sum(2 * side**2 * k**2 * c * d for side, k, c, d in shapes) * 8
     assert 2.4 * forward < flops < 3.6 * forward  # backward costs twice as much; zeros of the padding do not count
     assert moved > 4 * 8 * 784
+
+
+def test_17_pieces(tmp_path):
+    q = load_beside(17, "pieces")
+    torch.manual_seed(0)
+    ex = q.ex17.Config(vocab_size=50, layers=1, channels=16, heads=2, block_size=8)
+    model = q.ex17.Transformer(ex, 50)
+    x, full, cut = q.make_data(q.Config(), ex)
+    assert torch.equal(x[:, 1:], full[:, :-1])
+    assert ((cut == full) | (cut == -1)).all()
+    lengths = (cut >= 0).sum(1)
+    assert ((cut >= 0).long().argmin(1) % 8 == lengths % 8).all()  # scored from the first on, then no more
+    for y in (full, cut):
+        scored = y >= 0
+        model.zero_grad()
+        q.ex17.loss_fn(model(x)[scored], y[scored]).backward()
+        truth = torch.cat([param.grad.flatten() for param in model.parameters()])
+        parts = [q.gradient(model, x, y, pieces, weighted) for pieces, weighted in ((1, False), (8, True), (8, False))]
+        torch.testing.assert_close(parts[0], truth, rtol=0, atol=1e-6)
+        torch.testing.assert_close(parts[1], truth, rtol=0, atol=1e-6)
+        assert torch.allclose(parts[2], truth, rtol=0, atol=1e-6) == (y is full)
