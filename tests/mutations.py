@@ -1283,6 +1283,11 @@ QUESTIONS = {
         ("valley-adam-uncorrected", "mean / (1 - 0.9**step)", "mean", "questions::08_valley"),
         ("valley-decay-in-the-gradient", "update + decay * x", "update", "questions::08_valley"),
     ],
+    "ex09_mnist_cnn/receptive_field.py": [
+        ("field-jump-not-doubled", "2 * jump", "1 * jump", "questions::09_receptive_field"),
+        ("field-pools-by-the-sum", "else x / 4", "else x", "questions::09_receptive_field"),
+        ("field-mean-of-some", "x.mean((1, 2)) if", "x[:, :, :4].mean((1, 2)) if", "questions::09_receptive_field"),
+    ],
     "ex09_mnist_cnn/layers.py": [
         ("layers-the-farthest", "known.T).argmin(1)", "known.T).argmax(1)", "questions::09_layers"),
     ],

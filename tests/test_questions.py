@@ -690,6 +690,41 @@ def test_11_memory():
     assert q.recall("LSTM, forget bias 3", 10, config) < 0.5
 
 
+def test_09_receptive_field():
+    import jax
+
+    q = load_beside(9, "receptive_field")
+    assert [q.computed(layers) for layers in (0, 1, 2, 3)] == [1, 5, 13, 29]
+    params = q.ex09.init_params(jax.random.key(0), q.ex09.Config(channels=8))
+    images = np.random.default_rng(0).normal(size=(8, 28, 28)).astype(np.float32)
+    for layers, middle in ((1, 7), (2, 3)):
+        seen = q.field(params, layers, images) > 0
+        poked = np.zeros((784, 28, 28), np.float32)
+        poked[np.arange(784), np.arange(784) // 28, np.arange(784) % 28] = 50.0  # one pixel at a time, either way
+        maps = np.stack([q.convolve(params[:layers], sign * poked)[:, middle, middle] for sign in (0, 1, -1)])
+        moved = (maps[1:] != maps[0]).any((0, 2)).reshape(28, 28)
+        assert moved.any(1).sum() == seen.any(1).sum() == q.computed(layers)
+        assert not (seen & ~moved).any()
+    np.testing.assert_allclose(q.forward(params, images, "stride"), q.ex09.forward(params, images), atol=1e-5)
+    maps = torch.randn(8, 1, 28, 28)
+    pooled = {"max pool": torch.nn.functional.max_pool2d, "mean pool": torch.nn.functional.avg_pool2d}
+    one = {"w": np.zeros((5, 5, 1, 1), np.float32), "b": np.zeros(1, np.float32)}
+    one["w"][2, 2] = 1  # the convolution leaves everything as it is
+    for kind, function in pooled.items():
+        ours = q.convolve([one], maps[:, 0].numpy(), kind)[..., 0]
+        np.testing.assert_allclose(ours, function(maps.relu(), 2)[:, 0].numpy(), atol=1e-6)
+    assert q.share_of_90(np.ones((10, 10))) == pytest.approx(0.9, abs=0.02)
+    assert q.share_of_90(np.eye(10) * 1e3 + 1) == pytest.approx(0.1, abs=0.02)
+
+    spot = np.zeros((8, 28, 28), np.float32)  # far from the border, on a ground of zeros that no bias lifts
+    spot[:, 8:13, 8:13] = images[:, :5, :5]
+    still = [layer | {"b": 0 * layer["b"]} for layer in params[:2]]
+    short = {"w": params[-2]["w"][:16], "b": params[-2]["b"]}
+    for kind, ends in (("global mean", [short, params[-1]]), ("stride", params[-2:])):
+        here, there = (q.forward(still + ends, np.roll(spot, shift, 2), kind) for shift in (0, 4))
+        assert np.allclose(here, there, atol=1e-5) == (kind == "global mean")  # not with a dense layer
+
+
 def test_09_layers(mnist):
     import jax
 
