@@ -660,6 +660,7 @@ def test_13_translate():
         written = torch.cat([written, model(source, padded)[:, [written.shape[1] - 1]].argmax(-1)], 1)
     assert right == (written == target).all(1).double().mean().item() > 0.8
     assert q.exact(model, source.roll(1, 0), target) == 0
+    assert q.exact(model, source, torch.cat([target[:, :-1], target[:, :1]], 1)) == 0  # the last character counts
     looks = q.aligned(model, source, target, torch.tensor(places))
     strongest = model.decoder[1].cross.weights[:, 2, 9].argmax(-1)  # (8,): layer 2, head 3, the day's second digit
     inside = [first <= place <= last for place, (_, (first, last)) in zip(strongest.tolist(), places)]
