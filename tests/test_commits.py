@@ -15,7 +15,13 @@ from helpers import train_py
 from test_rampup import rampup
 
 WITH_COMMITS = [exercise.number for exercise in EXERCISES if commits.folder_of(exercise).exists()]
-SMALL = {"vocab_size": 512, "size": 32, "train_size": 32, "workers": 0}  # of a dry run, where a program has the flag
+SMALL = {
+    "channels": 8,
+    "vocab_size": 512,
+    "size": 32,
+    "train_size": 32,
+    "workers": 0,
+}  # of a dry run, where a program has the flag
 with_commits = pytest.mark.parametrize("number", WITH_COMMITS)
 
 
