@@ -3,6 +3,7 @@
 import ast
 import re
 
+from common.cli.commits import read_commits
 from common.cli.diff import changed_lines
 from common.curriculum import EXERCISES, ROOT, find_exercise
 
@@ -134,7 +135,9 @@ def test_top_readme():
     ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     for exercise in STEPS:
         count = changed_lines(*(train_py(n).read_text(encoding="utf-8") for n in (exercise.parent, exercise.number)))
-        assert f"| {exercise.parent} → {exercise.number} | {count} | {exercise.budget} |" in text
+        lines = [commit.lines for commit in read_commits(exercise)]
+        ideas = f"{len(lines)}, of {min(lines)} to {max(lines)}" if lines else "1"
+        assert f"| {exercise.parent} → {exercise.number} | {count} | {exercise.budget} | {ideas} |" in text
     commands = re.findall(r"^    (pip install .*)$", text, re.M)
     assert len(commands) == 2
     assert commands[1] in ci  # CI runs the README's own test command

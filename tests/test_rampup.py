@@ -264,6 +264,10 @@ def test_diff_page(tmp_path):
     assert {"ins", "del", "details"} <= set(page.tags)
     for line in train_py(3).read_text(encoding="utf-8").splitlines():
         assert line in page.text
+    rampup("diff", 13, "--html", tmp_path / "diff.html")
+    page = assert_harmless((tmp_path / "diff.html").read_text(encoding="utf-8"))
+    assert [title in page.text for title in ("1. A transformer in place", "3. See what it looks at")] == [True, True]
+    assert page.text.index("3. See what it looks at") < page.text.index("The whole change at once")
     one_sentence(rampup("diff", 3, "--html", tmp_path / "no" / "diff.html"), "cannot write", "No such file")
 
 

@@ -152,9 +152,11 @@ def diff(
         if stat:
             console.print(f"{old.number:2} → {new.number:2}  {counted}")
         elif html:
-            from common.cli.html import diff_parts, render
+            from common.cli.html import commit_parts, diff_parts, render
 
-            write(html, render("diff.html", names=names, stat=counted_how, parts=diff_parts(*texts)))
+            commits = commit_parts(new) if new.parent == old.number else []
+            about = {"names": names, "stat": f"{counted_how}.", "commits": commits}
+            write(html, render("diff.html", **about, parts=diff_parts(*texts)))
         else:
             console.print(Text.assemble((f"{names[0]} → {names[1]}\n", "bold"), f"{counted_how}\n"))
             if new.parent == old.number:
@@ -185,7 +187,7 @@ def show_commit(exercise: course.Exercise, number: int, html: Path | None) -> No
 
         names = [f"{exercise.folder} {number - 1}", f"{exercise.folder} {number}: {commit.title}"]
         parts = diff_parts(commit.before, commit.after)
-        write(html, render("diff.html", names=names, stat=f"{commit.body} {counted}", parts=parts))
+        write(html, render("diff.html", names=names, stat=f"{commit.body} {counted}.", commits=[], parts=parts))
         return
     console.print(Text.assemble((f"{commit.title}\n", "bold"), f"\n{commit.body}\n\n", (f"{counted}\n", "dim")))
     difference.print_diff(console, difference.compare(commit.before, commit.after))

@@ -5,7 +5,9 @@ import hashlib
 import re
 from pathlib import Path
 
+from common.cli.commits import read_commits
 from common.cli.diff import CONTEXT, Row, compare, stretches, words
+from common.curriculum import Exercise
 
 import jinja2
 from markupsafe import Markup, escape
@@ -43,6 +45,14 @@ def code_lines(source: str) -> list[Markup]:
 def diff_parts(old: str, new: str) -> list[tuple[bool, list]]:
     """Return stretches for the template diff.html: whether to fold it, and its rows with both lines as HTML."""
     return parts_of(compare(old, new), CONTEXT)
+
+
+def commit_parts(exercise: Exercise) -> list[dict]:
+    """Return title, body, number of lines and diff of each commit of an exercise; none if it is one idea."""
+    return [
+        {"title": c.title, "body": c.body, "lines": c.lines, "parts": diff_parts(c.before, c.after)}
+        for c in read_commits(exercise)
+    ]
 
 
 def parts_of(rows: list[Row], context: int) -> list[tuple[bool, list]]:

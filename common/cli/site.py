@@ -11,10 +11,9 @@ from urllib.parse import unquote
 
 from common import UserError
 from common.cli import home, questions
-from common.cli.commits import read_commits
 from common.cli.course import built, find, train_py
 from common.cli.diff import COUNTED, stat
-from common.cli.html import STYLE, TEMPLATES, code_lines, diff_parts, indent, render
+from common.cli.html import STYLE, TEMPLATES, code_lines, commit_parts, diff_parts, indent, render
 from common.curriculum import EXERCISES, ROOT, Exercise
 
 import numpy as np
@@ -150,10 +149,7 @@ def changes(exercise: Exercise, source: str) -> dict:
     return {
         "stat": f"{stat(old, source, exercise.budget)} ({COUNTED})",
         "parts": diff_parts(old, source),
-        "commits": [
-            {"title": c.title, "body": c.body, "lines": c.lines, "parts": diff_parts(c.before, c.after)}
-            for c in read_commits(exercise)
-        ],
+        "commits": commit_parts(exercise),
     }
 
 
