@@ -1328,6 +1328,10 @@ QUESTIONS = {
             "read_photo::weights_are_kept_and_damaged_ones_are_not_used",
         ),
     ],
+    "ex10_mnist_resnet/transfer.py": [
+        ("transfer-starts-anew", "fit(*before, known", "fit(*new(config, 3), known", "questions::10_transfer"),
+        ("transfer-head-is-no-identity", "jnp.eye(c)", "jnp.ones((c, c))", "questions::10_transfer"),
+    ],
     "ex14_gpu_resnet/roofline.py": [
         ("roofline-last-product-only", "c += column", "c = column", "questions::14_roofline"),
         (

@@ -837,3 +837,31 @@ def test_17_pieces(tmp_path):
         torch.testing.assert_close(parts[0], truth, rtol=0, atol=1e-6)
         torch.testing.assert_close(parts[1], truth, rtol=0, atol=1e-6)
         assert torch.allclose(parts[2], truth, rtol=0, atol=1e-6) == (y is full)
+
+
+def test_10_transfer(mnist):
+    q = load_beside(10, "transfer")
+    config = q.Config(channels=8, steps_before=300, steps=60)
+    people, theirs = q.make_people(config)
+    assert people.shape == (1797, 28, 28)
+    inked = (people > people.min() + 1e-6).any(0)
+    assert inked.sum() == inked[4:24, 4:24].sum() > 300
+    x, y, _, _ = q.ex10.make_data(config)
+    assert (people.min(), people.max()) == (x.min(), x.max())
+
+    net = q.fit(*q.new(config, 0), x, y, config.steps_before, config)
+    head = net[0]["head"]
+    logits = q.features(*net, people[:9]) @ head["w"] + head["b"]
+    np.testing.assert_allclose(logits, q.ex10.forward(*net, people[:9])[0], atol=1e-4)
+    rng = np.random.default_rng(0)
+    found, classes = rng.normal(size=(30, 16)).astype(np.float32), rng.integers(10, size=30)
+    learnt = q.fit_head(head, found, classes)
+    assert ((found @ learnt["w"] + learnt["b"]).argmax(1) == classes).mean() > 0.95  # more features than it needs
+
+    wrong = q.fit(*q.new(config, 0), x, rng.permutation(y), config.steps_before, config)
+    parts = people[:900], theirs[:900], people[900:], theirs[900:]
+    right, shuffled = (q.compare(before, *parts, config, labels=(5,)) for before in (net, wrong))
+    assert right["scratch"] == shuffled["scratch"]
+    for kind in ("tuned", "frozen"):  # what has learnt nothing of the digits helps nobody
+        assert right[kind][5] > right["scratch"][5] + 20
+        assert shuffled[kind][5] < right["scratch"][5] + 10
