@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from helpers import check_causality, load, one_sentence, read_metrics, run
 from hypothesis import given, strategies
 from hypothesis import settings as hypothesis_settings
+from matplotlib import font_manager
 
 sys.path.insert(0, str(Path(__file__).parent / "bench"))
 import kneser_ney
@@ -447,9 +448,10 @@ def test_attention_in_any_script(tmp_path, monkeypatch):
     assert figures[0].get_suptitle().endswith("; a note")
 
     # With fonts that have some, all, or none of the characters.
-    monkeypatch.setattr(plotting.fontManager, "ttflist", [SimpleNamespace(name=name, fname=__file__) for name in "AB"])
-    monkeypatch.setattr(plotting, "findfont", lambda name: name)
-    monkeypatch.setattr(plotting, "get_font", lambda path: SimpleNamespace(get_charmap=lambda: next(charmap)))
+    fonts = [SimpleNamespace(name=name, fname=__file__) for name in "AB"]
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", fonts)
+    monkeypatch.setattr(font_manager, "findfont", lambda name: name)
+    monkeypatch.setattr(font_manager, "get_font", lambda path: SimpleNamespace(get_charmap=lambda: next(charmap)))
     for maps, expected in (
         (["ab", "地", "天"], (["天a", "地"], ["DejaVu Sans", "A", "B"], "")),
         (["ab", "天地", "天"], (["天a", "地"], ["DejaVu Sans", "A"], "")),

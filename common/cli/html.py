@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import re
+from collections import deque
 from pathlib import Path
 
 from common.cli.commits import read_commits
@@ -84,18 +85,19 @@ def tokens(lines: list[str]) -> list[list[tuple[str, str]]]:
 
 def coloured(line: list[tuple[str, str]], pieces: list[tuple[str, bool]], tag: str) -> Markup:
     """Return a line as HTML, its tokens coloured and its changed pieces in an element of their own."""
-    html, line = Markup(), list(line)
+    html, waiting = [], deque(line)
     for piece, changed in pieces:
-        inside = Markup()
-        while piece and line:
-            kind, text = line.pop(0)
-            if len(text) > len(piece):
-                line.insert(0, (kind, text[len(piece) :]))
-            text, piece = text[: len(piece)], piece[len(text) :]
-            inside += Markup('<span class="{}">{}</span>').format(kind, text) if kind else escape(text)
-        inside += escape(piece)  # what the lexer left out, if ever
-        html += Markup(f"<{tag}>{{}}</{tag}>").format(inside) if changed else inside
-    return html
+        inside, at = [], 0
+        while at < len(piece) and waiting:
+            kind, text = waiting.popleft()
+            text, rest = text[: len(piece) - at], text[len(piece) - at :]
+            if rest:
+                waiting.appendleft((kind, rest))
+            at += len(text)
+            inside.append(f'<span class="{kind}">{escape(text)}</span>' if kind else escape(text))
+        inside.append(escape(piece[at:]))  # what the lexer left out, if ever
+        html.append("".join(inside) if not changed else f"<{tag}>{''.join(inside)}</{tag}>")
+    return Markup("".join(html))
 
 
 def indent(text: str) -> int:
