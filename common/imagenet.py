@@ -371,7 +371,7 @@ class _Items:
 def _begin_worker(number: int) -> None:
     """Leave Ctrl-C to the main process, and end with it: when it is killed, torch's own watch sees the fork server."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    sys.excepthook = lambda *error: None  # that of a thread which was sending a batch
+    sys.excepthook = threading.excepthook = lambda *error: None  # of a thread, too, which was sending a batch
     multiprocessing.queues.Queue._on_queue_feeder_error = _hand_over_error
     threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
 
