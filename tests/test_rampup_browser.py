@@ -112,7 +112,7 @@ def pages(tmp_path_factory):
     write_site(folder / "site")
     texts = [train_py(number).read_text(encoding="utf-8") for number in (9, 10)]
     (folder / "diff.html").write_text(
-        render("diff.html", names=["9", "10"], stat="", parts=diff_parts(*texts)), encoding="utf-8"
+        render("diff.html", commits=[], names=["9", "10"], stat="", parts=diff_parts(*texts)), encoding="utf-8"
     )
     write_review(find_exercise(10), None, folder / "without_a_run.html", False)
     mine = folder / "mine"
