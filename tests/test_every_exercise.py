@@ -324,6 +324,26 @@ def test_ctrl_c_while_it_imports():
     assert result.stderr == ""
 
 
+def test_ctrl_c_while_the_garbage_collector_calls_jax():
+    """Which ignores what is raised there: the signal comes again."""
+    code = """
+import gc, signal, time
+from common.program import clean_exit
+signals = [signal.SIGINT]
+def _xla_gc_callback(*_):
+    if signals:
+        signal.raise_signal(signals.pop())
+        sum(range(10))  # the handler runs in here
+gc.callbacks.append(_xla_gc_callback)
+with clean_exit():
+    gc.collect()
+    time.sleep(30)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20)
+    assert result.returncode == 130
+    assert result.stderr == ""
+
+
 def test_another_exercises_files_are_left_alone(tmp_path):
     assert run(16, *LONG[16], "--steps", 4, "--device", "cpu", "--out", tmp_path).returncode == 0
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
