@@ -10,8 +10,12 @@ import tempfile
 # Before torch is imported: the tests share the cores, and one thread gives the same numbers every time.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-# Before JAX is: what one test or the program that it runs has compiled, the next need not compile again.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
+# Before JAX is: what one test or the program that it runs has compiled, no other need compile again. All workers share
+# the folder; with a largest size JAX locks it.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(2 * 2**30)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
 
 # What a shell starts in its background, or nohup, hears no Ctrl-C, nor would the programs that tests interrupt.
@@ -23,8 +27,6 @@ from common import openwebtext as openwebtext_data
 
 import pytest
 import torch
-
-atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)

@@ -19,9 +19,14 @@ from common import data
 from tests.faults.programs import Case
 
 import tyro
+from filelock import FileLock
 
 FOLDER = Path(tempfile.mkdtemp(prefix="faults-"))  # of all that the campaign writes
+if tests := os.environ.get("JAX_COMPILATION_CACHE_DIR"):  # what they have compiled, a copy, for programs will be killed
+    with FileLock(f"{tests}/.lockfile"):
+        shutil.copytree(tests, FOLDER / "compiled")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(FOLDER / "compiled")  # what one process has compiled, the next need not
+os.environ.pop("JAX_COMPILATION_CACHE_MAX_SIZE", None)  # with which JAX writes where it only reads
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
 
 Part = Literal["kill", "disk", "network", "files", "hostile", "together", "repeat"]
