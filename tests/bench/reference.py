@@ -1,10 +1,13 @@
 """Run exercises in full, as a user does, and print the tables in their READMEs.
 
     python tests/bench/reference.py 1 2 3 --seeds 3 --pictures
+    python tests/bench/reference.py 8 --seeds 10 --first-seed 10
     python tests/bench/reference.py 5 --questions by_hand
 
-One process per run, and nothing else at the same time. `seconds` is the whole process, imports and pictures included;
-a question has CPU seconds. `--pictures` puts those of seed 0 into the exercise's folder, where its README shows them.
+One process per run, and nothing else at the same time. Each run is shown when it ends, then the mean ± standard
+deviation of all. `seconds` is the whole process, imports and pictures included; a question has CPU seconds. Seeds that
+settings were chosen with should not be among those that are reported: `--first-seed`. `--pictures` puts those of the
+first seed into the exercise's folder, where its README shows them.
 """
 
 import json
@@ -30,10 +33,16 @@ from helpers import train_py
 @dataclass
 class Config:
     exercises: tyro.conf.Positional[tuple[int, ...]]  # numbers of the exercises
-    seeds: int = 3  # runs of each, with seeds 0, 1, …
+    seeds: int = 3  # runs of each
+    first_seed: int = 0  # seed of the first; the others have the next ones
     questions: tuple[str, ...] = ()  # run these questions of the exercises instead: "by_hand", or "all"
     flags: str = ""  # more flags for every run, as "flag=value flag=value"
-    pictures: bool = False  # copy the pictures of seed 0 into the folders
+    pictures: bool = False  # copy the pictures of the first seed into the folders
+
+    @property
+    def said(self) -> str:
+        """Which runs a table is of."""
+        return f"seeds {self.first_seed} to {self.first_seed + self.seeds - 1} ({self.seeds} runs)"
 
 
 def main(config: Config) -> None:
@@ -45,7 +54,7 @@ def main(config: Config) -> None:
         if config.questions:
             continue
         runs = []
-        for seed in range(config.seeds):
+        for seed in range(config.first_seed, config.first_seed + config.seeds):
             with tempfile.TemporaryDirectory() as folder:
                 out = Path(folder) / "out"
                 start = time.perf_counter()
@@ -57,13 +66,12 @@ def main(config: Config) -> None:
                 seconds = time.perf_counter() - start
                 result = json.loads((out / "result.json").read_text())
                 runs.append(result["baselines"] | result["metrics"] | {"seconds": seconds})
-                if config.pictures and seed == 0:
+                print(f"seed {seed}:", ", ".join(f"{name} {value:.6g}" for name, value in runs[-1].items()), flush=True)
+                if config.pictures and seed == config.first_seed:
                     for picture in out.glob("*.png"):
                         shutil.copy(picture, train_py(number).parent)
         versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-        print(
-            f"\n{' '.join([result['exercise'], *flags])}, seeds 0 to {config.seeds - 1}; {result['device']}; {versions}"
-        )
+        print(f"\n{' '.join([result['exercise'], *flags])}, {config.said}; {result['device']}; {versions}")
         for name in runs[0]:
             values = np.array([run[name] for run in runs])
             print(f"| {name} | {values.mean():.6g} ± {values.std(ddof=config.seeds > 1):.2g} |", flush=True)
@@ -72,17 +80,19 @@ def main(config: Config) -> None:
 def ask(path: Path, config: Config, flags: list[str]) -> None:
     """Run a question with each seed, and print the table in its README."""
     answers = []
-    for seed in range(config.seeds):
+    for seed in range(config.first_seed, config.first_seed + config.seeds):
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, path, "--seed", str(seed), "--out", folder, *flags]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             answers.append(json.loads((Path(folder) / f"{path.stem}.json").read_text()))
-            if config.pictures and seed == 0:
+            values = {name: entry["value"] for name, entry in answers[-1]["numbers"].items()}
+            print(f"seed {seed}:", ", ".join(f"{name} {value:.4g}" for name, value in values.items()), flush=True)
+            if config.pictures and seed == config.first_seed:
                 picture = (
                     Image.open(Path(folder) / f"{path.stem}.png").convert("RGB").quantize(96)
                 )  # a third of the bytes
                 picture.save(path.with_suffix(".png"), optimize=True)
-    print(f"\n{path.parent.name}/{path.name}, seeds 0 to {config.seeds - 1}: {answers[0]['question']}")
+    print(f"\n{path.parent.name}/{path.name}, {config.said}: {answers[0]['question']}")
     for name, entry in answers[0]["numbers"].items():
         values = np.array([answer["numbers"][name]["value"] for answer in answers])
         held = {answer["numbers"][name]["held"] for answer in answers}
