@@ -107,7 +107,7 @@ def test_changes(measure, capsys):
 
     changes.main(changes.Config(dry_run=True))
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
-    assert len(rows) == 2 + 7
+    assert len(rows) == 2 + 8
     readme = train_py(14).with_name("README.md").read_text(encoding="utf-8")
     for row in rows:
         assert row.split("|")[1] in readme

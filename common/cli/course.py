@@ -9,7 +9,9 @@ from common import UserError
 from common.curriculum import EXERCISES, ROOT, Exercise, find_exercise
 
 FRAMEWORKS = {"torch": "PyTorch", "jax": "JAX", "optax": "optax"}
-DEVIATIONS = 5  # 95 % of further runs lie within so many of three seeds' mean: Student's t, 4.30 · √(1 + 1/3)
+SEEDS = re.compile(r"seeds (\d+) to (\d+)")  # where a table is of more than 0, 1, 2
+# 95 % of further runs lie within so many deviations of the mean of so many seeds: Student's t, times √(1 + 1 / seeds)
+DEVIATIONS = {3: 5, 5: 3.1, 10: 2.4}
 TABLE = re.compile(r"(?:^\|.*\n)+", re.M)
 ROW = re.compile(r"\| \*\*([^*|]+)\*\*[^|]*\| \*\*([\d.]+)(?: ± ([\d.]+))?( %)?\*\* \|")
 
@@ -82,11 +84,13 @@ def expected(exercise: Exercise) -> list[Expected]:
     """Return the figures in bold of the exercise's README, those of the first table that has any."""
     text = (ROOT / exercise.folder / "README.md").read_text(encoding="utf-8")
     table = next(filter(ROW.search, TABLE.findall(text)), "")
+    seeds = SEEDS.search(table)
+    deviations = DEVIATIONS[1 + int(seeds[2]) - int(seeds[1]) if seeds else 3]
     figures = []
     for label, mean, deviation, percent in ROW.findall(table):
         decimals = len(mean.partition(".")[2])
         unit = 0.01 if percent else 1.0
-        margin = max(DEVIATIONS * float(deviation or 0), 0.5 * 10**-decimals)  # rounding alone is no shortfall
+        margin = max(deviations * float(deviation or 0), 0.5 * 10**-decimals)  # rounding alone is no shortfall
         metric = label.removeprefix("final ").replace(" ", "_")
         text = mean + (f" ± {deviation}" if deviation else "") + percent
         figures.append(Expected(metric, text, float(mean) * unit, margin * unit, decimals, bool(percent)))
