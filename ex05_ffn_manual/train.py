@@ -10,7 +10,7 @@ Changes from ex04:
 
     python ex05_ffn_manual/train.py
 
-Three layers get 98 % right where a linear map fitted by least squares gets 55 %; ten seconds.
+Three layers get 97 % right where a linear map fitted by least squares gets 55 %; ten seconds.
 """
 
 from dataclasses import dataclass

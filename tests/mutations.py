@@ -1170,7 +1170,7 @@ CLI = {
         ),
         (
             "course-margin-of-one-deviation",
-            "DEVIATIONS * float(deviation or 0)",
+            "deviations * float(deviation or 0)",
             "float(deviation or 0)",
             "rampup::expected_figures_are_read_right",
         ),

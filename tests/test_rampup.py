@@ -174,7 +174,8 @@ def test_expected_figure_is_found_in_the_readme(exercise):
 
 
 def test_expected_figures_are_read_right():
-    assert [(f.metric, f.mean) for f in course.expected(find_exercise(4))] == [("loss", 0.474), ("accuracy", 0.8061)]
+    assert [(f.metric, f.mean) for f in course.expected(find_exercise(4))] == [("loss", 0.4809), ("accuracy", 0.8003)]
+    assert course.expected(find_exercise(4))[1].margin == pytest.approx(2.4 * 0.0075)  # of ten seeds
     (accuracy,) = course.expected(find_exercise(8))
     assert (accuracy.metric, accuracy.text) == ("test_accuracy", "98.50 ± 0.03 %")
     assert accuracy.margin == pytest.approx(0.0015)  # five deviations
@@ -289,8 +290,8 @@ def test_review(mine, tmp_path):
     page = assert_harmless(html)
     text = " ".join(page.text.split())
     assert find_exercise(4).sentence in text
-    assert "loss 0.4706, expected 0.4740 ± 0.0049" in text
-    assert "accuracy 75.12 %, expected 80.61 ± 0.48 %: too low by 5.49 points" in text
+    assert "loss 0.4706, expected 0.4809 ± 0.0085" in text
+    assert "accuracy 75.12 %, expected 80.03 ± 0.75 %: too low by 4.91 points" in text
     assert "loss 0.4706 against the baseline ln 3, 1.099" in text
     assert "first loss 1.1, ln 3 is 1.099" in text
     assert "Changes from exercise 3" in text
@@ -314,7 +315,7 @@ def test_review_begins_with_name_and_question(mine, tmp_path):
     asked = "It trains, but <b>why</b> does it jump?"
     rampup("review", 4, "--folder", mine, "--html", tmp_path / "a.html", "--from", "Ada & Co", "--note", asked)
     text = " ".join(assert_harmless((tmp_path / "a.html").read_text(encoding="utf-8")).text.split())
-    assert text.index("from Ada & Co") < text.index(asked) < text.index("expected 0.4740")
+    assert text.index("from Ada & Co") < text.index(asked) < text.index("expected 0.4809")
 
 
 def test_review_marks_what_is_not_the_references(mine, tmp_path):
@@ -351,7 +352,7 @@ def test_review_begins_with_what_is_wrong(mine, tmp_path):
         "loss of a batch",
         "this run 0.8",
         "reference 0.4",
-        "loss 0.9000, expected 0.4740",
+        "loss 0.9000, expected 0.4809",
     ]
     places = [text.index(words) for words in wanted]
     assert places == sorted(places)
@@ -491,7 +492,7 @@ def test_review_with_broken_metrics(mine, tmp_path, text):
     (mine / "out" / "metrics.csv").write_text(text.replace("HEAD", "step,split,metric,value\n"))
     page = assert_harmless(review(4, mine, tmp_path))
     assert "out/metrics.csv cannot be read: its" in page.text
-    assert "expected 0.4740" in page.text
+    assert "expected 0.4809" in page.text
 
 
 def test_stranger(tmp_path):
@@ -690,7 +691,7 @@ def test_check_of_a_right_program(first):
     assert code == 0
     assert "ok    the same seed gives the same metrics.csv" in output
     assert re.search(r"^result: loss=0.01", output, re.M)  # the run itself is seen
-    assert re.search(r"^ok    loss 0.01\d+, expected 0.01004 ± 0.00002$", output, re.M)
+    assert re.search(r"^ok    loss 0.01\d+, expected 0.01001 ± 0.00004$", output, re.M)
     assert "short" not in output
     assert sorted(p.name for p in path.iterdir()) == ["out", "train.py"]  # the run is kept, and nothing else
     assert "loss 0.01" in rampup("review", 1, cwd=path).stdout + (path / "review_ex01_linreg_numpy.html").read_text()
@@ -819,7 +820,7 @@ def test_check_of_a_program_of_ones_own_making(tmp_path, old, new, said):
         assert result.returncode == 1
     else:
         assert "ok    the losses that it prints go from 1" in result.stdout
-        assert re.search(r"^ok    loss 0.0\d+, expected 0.01004", result.stdout, re.M)
+        assert re.search(r"^ok    loss 0.0\d+, expected 0.01001", result.stdout, re.M)
         assert "short" not in result.stdout
         assert result.returncode == 0
     assert [p.name for p in tmp_path.iterdir()] == ["train.py"]
