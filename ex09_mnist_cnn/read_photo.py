@@ -39,7 +39,7 @@ class Config:
     sure: float = 0.9  # probability below which a digit is a "?"
     without: Literal["nothing", "paper", "threshold", "blobs", "normalise"] = "nothing"  # the stage to leave out
     steps: int = 2_808  # training steps (468 are an epoch)
-    held_out: bool = False  # measure on the last 6,000 training digits alone, and train on the others
+    held_out: bool = False  # measure on the last tenth of the training digits alone, and train on the others
     seed: int = 0  # random seed of the weights and the pages
     out: Path = Path(__file__).parent / "out"  # folder for the picture, the numbers and the weights
     dry_run: bool = False  # three steps, to check that everything works
@@ -109,7 +109,8 @@ def main(config: Config) -> dict[str, float]:
     if not (params and config.photo):
         (x, y), (x_test, y_test) = data.mnist(config.dry_run)  # (N, 28, 28), (N,)
         if config.held_out:
-            x, y, x_test, y_test = x[:-6000], y[:-6000], x[-6000:], y[-6000:]
+            n = len(x) // 10
+            x, y, x_test, y_test = x[:-n], y[:-n], x[-n:], y[-n:]
         params = params or train(config, x, y)
     if config.photo:
         lines = read(page, params, config.without)

@@ -248,3 +248,9 @@ def test_few_points_become_smooth_lines(q, mnist):
         distance.append([abs(q.normalise(ink) - truth).mean() for ink in (small, straight)])
     ours, theirs = np.mean(distance, 0)
     assert ours < 0.95 * theirs
+
+
+def test_held_out_as_a_dry_run(q, tmp_path):
+    """Of 1,000 digits nothing is left without the last 6,000, and the first minibatch never comes."""
+    numbers = q.main(q.Config(held_out=True, dry_run=True, out=tmp_path))
+    assert 0 <= numbers["uci_mass"] <= 100
