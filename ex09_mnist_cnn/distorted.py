@@ -1,7 +1,8 @@
 """Exercise 9's network for other people's digits: trained on MNIST's, distorted anew at every step.
 
 What is turned, sheared and stretched stands for other hands, a thinner or thicker line for other pens, a blur for other
-cameras (Simard et al. 2003 distort digits, too, by a field of their own at every pixel).
+cameras (Simard et al. 2003 distort digits, too, by a field of their own at every pixel). And a program that reads forms
+may have made every digit equally high and equally wide, a 1 as well: one half of them is stretched so.
 """
 
 from contextlib import suppress
@@ -19,10 +20,12 @@ import train as ex09
 @jax.vmap
 def distort(key, image):
     """Return an image (28, 28) turned, sheared, stretched, moved, written with another pen, and blurred."""
-    keys = jax.random.split(key, 4)
+    keys = jax.random.split(key, 5)
     turn = jnp.eye(2) + jax.random.uniform(keys[0], (2, 2), minval=-0.2, maxval=0.2)  # (2, 2)
     move = jax.random.uniform(keys[1], (2, 1, 1), minval=-1.5, maxval=1.5)
-    at = jnp.tensordot(turn, jnp.mgrid[:28, :28] - 13.5, 1) + 13.5 + move  # (2, 28, 28)
+    size = jnp.array([(image.max(axis) > 0.5).sum() for axis in (1, 0)])  # (2,): its height and width
+    form = jnp.where(jax.random.bernoulli(keys[4]), size / jnp.array([20, 12.5]), 1)[:, None, None]  # 12.5 as 20 : 32
+    at = form * (jnp.tensordot(turn, jnp.mgrid[:28, :28] - 13.5, 1) + move) + 13.5  # (2, 28, 28)
     image = jax.scipy.ndimage.map_coordinates(image, at, order=1)  # (28, 28)
     near = jnp.stack([jnp.roll(image, shift, (0, 1)) for shift in ((0, 0), (0, 1), (1, 0), (1, 1))])  # (4, 28, 28)
     pen = jax.random.uniform(keys[2], minval=-0.7, maxval=1.0)

@@ -63,6 +63,8 @@ def find_blobs(ink, threshold, clean=True):
 
 def normalise(ink, longest=20, how="mass"):
     """Return ink (h, w) as MNIST's makers had it, (28, 28): the longer side 20, the centre of mass at (14, 14)."""
+    if max(ink.shape) < longest:  # few points: a smooth line through them
+        ink = ndimage.zoom(np.pad(ink, 1), 4, order=3, mode="grid-constant", grid_mode=True).clip(0)  # (4h + 8, 4w + 8)
     lines, columns = (np.flatnonzero(ink.max(axis) > 0.2 * ink.max()) for axis in (1, 0))
     ink = ink[lines[0] : lines[-1] + 1, columns[0] : columns[-1] + 1]  # (h, w)
     h, w = (28, 28) if how == "stretch" else (max(1, round(n * longest / max(ink.shape))) for n in ink.shape)

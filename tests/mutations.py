@@ -1300,6 +1300,12 @@ QUESTIONS = {
     ],
     "ex09_mnist_cnn/stages.py": [
         ("photo-mass-not-in-the-middle", "14 - m", "13 - m", "read_photo::normalising_mnist_changes_nothing"),
+        (
+            "photo-few-points-stay",
+            "ink.shape) < longest",
+            "ink.shape) < 0",
+            "read_photo::few_points_become_smooth_lines",
+        ),
         ("photo-nothing-is-blank", "> 5 * noise", "> 0 * noise", "read_photo::otsu"),
         (
             "photo-boards-as-paper",
@@ -1322,12 +1328,20 @@ QUESTIONS = {
             'image.size, "black"',
             "read_photo::photographs_of_every_kind",
         ),
+        ("photo-coarse-but-slanted", "round(slope *", "round(0 *", "read_photo::as_coarse_as_ucis"),
+        ("photo-coarse-but-thick", "if count > 412", "if count > 912", "read_photo::as_coarse_as_ucis"),
         ("photo-16-bits-as-8", "65535 if", "255 if", "read_photo::photographs_of_every_kind"),
     ],
     "ex09_mnist_cnn/read_photo.py": [
         ("photo-counted-twice", "left.difference_update(inside)", "pass", "read_photo::a_digit_counts_once"),
     ],
     "ex09_mnist_cnn/distorted.py": [
+        (
+            "photo-never-on-a-form",
+            "jax.random.bernoulli(keys[4])",
+            "jax.random.bernoulli(keys[4], 0)",
+            "read_photo::distorted_as_on_a_form",
+        ),
         (
             "photo-weights-of-other-flags",
             "[config.seed, config.steps, config.held_out] and",

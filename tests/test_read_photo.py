@@ -213,3 +213,44 @@ def test_distorted_digits(q, mnist):
 def test_a_digit_counts_once(q):
     lines = [[((0, 0, 10, 10), 3, 0.95), ((0, 0, 10, 10), 3, 0.95)]]
     assert q.score(lines, np.array([(5, 5)]), [3], 0.9).tolist() == [1, 1, 2, 1]
+
+
+def test_distorted_as_on_a_form(q):
+    """One half of what the network sees is stretched to 20 : 32; of a 1, which is narrow, it is easily seen."""
+    bar = np.zeros((200, 28, 28), np.float32)
+    bar[:, 4:24, 12:16] = 1
+    distort = q.train.__globals__["distort"]
+    wide = (np.asarray(distort(jax.random.split(jax.random.key(0), 200), bar)).max(1) > 0.5).sum(1)
+    assert 0.4 < (wide > 10).mean() < 0.6
+    assert np.median(wide[wide <= 10]) < 8
+
+
+def test_as_coarse_as_ucis(q):
+    bar = np.zeros((28, 28), np.uint8)
+    bar[4:24, 12:16] = 255  # becomes a block of 20 x 32 points, of which two are taken off on each side
+    expected = np.outer([2, 4, 4, 4, 4, 4, 4, 2], [0, 0, 4, 4, 4, 4, 0, 0])
+    np.testing.assert_array_equal(q.coarse(bar), expected)
+    slanted = np.zeros((28, 28), np.uint8)
+    for row in range(4, 24):
+        slanted[row, 24 - row : 27 - row] = 255
+    rows = q.coarse(slanted).astype(float)
+    middle = rows @ np.arange(8) / rows.sum(1)
+    assert np.ptp(middle) < 0.5  # upright
+
+
+def test_few_points_become_smooth_lines(q, mnist):
+    """A digit of 8 x 8 points is nearer to what it was before than one that is enlarged with straight lines."""
+    distance = []
+    for image in mnist[0][0][:200]:
+        truth = q.normalise(image / np.float32(255))
+        small = np.asarray(Image.fromarray(image[4:24, 4:24]).resize((8, 8), Image.Resampling.BOX)) / np.float32(255)
+        straight = np.asarray(Image.fromarray(small).resize((20, 20), Image.Resampling.BILINEAR))
+        distance.append([abs(q.normalise(ink) - truth).mean() for ink in (small, straight)])
+    ours, theirs = np.mean(distance, 0)
+    assert ours < 0.95 * theirs
+
+
+def test_held_out_as_a_dry_run(q, tmp_path):
+    """Of 1,000 digits nothing is left without the last 6,000, and the first minibatch never comes."""
+    numbers = q.main(q.Config(held_out=True, dry_run=True, out=tmp_path))
+    assert 0 <= numbers["uci_mass"] <= 100
