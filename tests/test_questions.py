@@ -865,3 +865,40 @@ def test_10_transfer(mnist):
     for kind in ("tuned", "frozen"):  # what has learnt nothing of the digits helps nobody
         assert right[kind][5] > right["scratch"][5] + 20
         assert shuffled[kind][5] < right["scratch"][5] + 10
+
+
+def test_11_recurrent(tmp_path, monkeypatch):
+    q, nn = load_beside(11, "recurrent"), torch.nn
+    torch.manual_seed(0)
+    x = torch.randn(3, 7, 5, requires_grad=True)
+    for ours, theirs in ((q.rnn, nn.RNN(5, 6, batch_first=True)), (q.lstm, nn.LSTM(5, 6, batch_first=True))):
+        w_x, w_h, b_x, b_h = theirs.parameters()
+        slope = torch.randn(3, 7, 6)
+        for mine, true in zip(
+            (y := ours(x, w_x, w_h, b_x + b_h), *torch.autograd.grad(y, (x, w_x, w_h, b_x), slope)),
+            (y := theirs(x)[0], *torch.autograd.grad(y, (x, w_x, w_h, b_x), slope)),
+        ):
+            torch.testing.assert_close(mine, true, rtol=0, atol=1e-6)
+    train, test = torch.arange(100), torch.arange(100, 150)
+    for size, n in ((32, 16), (5, 1)):
+        blocks = q.windows(train, test, size, n)
+        scored = blocks[:, -n:].flatten()
+        assert scored[scored >= 0].tolist() == test.tolist()
+        assert (blocks[:-1].diff() == 1).all()
+    x, y = q.ex11.make_data(q.ex11.Config(), train, test, "cpu")[2:]
+    assert torch.equal(blocks, torch.cat([x, y[:, None]], 1))  # exercise 11's contexts, and its score
+    model = q.ex11.MLP(q.ex11.Config(), 150)
+    assert q.evaluate(model, blocks, 1) == pytest.approx(q.ex11.evaluate(model, x, y)["loss"], rel=1e-5)
+
+    rng = np.random.default_rng(0)
+    name, words = rng.integers(1, 5, (2_000, 1)), rng.integers(5, 9, (2_000, 6))
+    lines = np.concatenate([0 * name, name, words, name], 1)  # after six words the name again, and the line ends
+    text = torch.from_numpy(lines).flatten()
+    monkeypatch.setattr(q.ex11, "read_tokens", lambda config: (text[:-900], text[-900:], [*"\nABCDwxyz"]))
+    config = q.Config(seconds=1.5, out=tmp_path)
+    assert q.main(config)["lstm_minus_ffn"] < -0.05
+    shut = torch.zeros(4 * 256)
+    shut[256:512] = -50  # a forget gate that never opens; and no state is carried on, which would remember, too
+    lstm = q.lstm
+    monkeypatch.setattr(q, "lstm", lambda x, w_x, w_h, b, *gates: lstm(x, w_x, 0 * w_h, b + shut, *gates))
+    assert q.main(config)["lstm_minus_ffn"] > 0
