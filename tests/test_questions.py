@@ -902,3 +902,56 @@ def test_11_recurrent(tmp_path, monkeypatch):
     lstm = q.lstm
     monkeypatch.setattr(q, "lstm", lambda x, w_x, w_h, b, *gates: lstm(x, w_x, 0 * w_h, b + shut, *gates))
     assert q.main(config)["lstm_minus_ffn"] > 0
+
+
+def test_13_order(monkeypatch):
+    q = load_beside(13, "order")
+    torch.manual_seed(0)
+    q_k = torch.randn(2, 1, 1, 2, 16).expand(2, 1, 20, 2, 16)  # the same query, and the same key, at 20 places
+
+    def scores():
+        return torch.einsum("btad,bsad->ats", *map(q.turn, q_k))  # (A, T, T)
+
+    def by_distance_alone():
+        return torch.allclose(scores()[:, 3:, 3:], scores()[:, :-3, :-3], rtol=0, atol=1e-5)
+
+    assert by_distance_alone()
+    assert not torch.allclose(scores()[:, 0, 0], scores()[:, 0, 5], rtol=0, atol=1e-2)  # but it does depend on it
+    torch.testing.assert_close(q.turn(q_k[0]).norm(dim=-1), q_k[0].norm(dim=-1))
+    turn = q.turn
+    monkeypatch.setattr(q, "turn", lambda x: x if x is q_k[1] else turn(x))
+    q_k = list(q_k)
+    assert not by_distance_alone()  # keys that were not turned
+    monkeypatch.setattr(q, "turn", turn)
+    table = q.waves(64, 16)
+    for t, i in ((0, 0), (5, 3), (63, 7)):
+        assert table[t, [i, i + 8]].tolist() == pytest.approx(
+            [f(t / 10_000 ** (i / 8)) for f in (np.sin, np.cos)], abs=1e-5
+        )
+
+    tokens = torch.randint(30, (1, 32))
+    other = torch.cat([tokens[:, torch.randperm(31)], tokens[:, 31:]], 1)  # the last one stays
+
+    def order_counts(kind, layers=2):
+        model = q.new_network(kind, 30)
+        model.blocks = model.blocks[:layers]
+        for param in model.parameters():
+            param.data *= 5  # surer than a new network
+        return not torch.allclose(model(tokens)[0, -1], model(other)[0, -1], rtol=0, atol=1e-5)
+
+    assert [order_counts(kind) for kind in q.KINDS] == [True] * 4  # without places by the causal mask
+    assert not order_counts("none", 1)  # of which a second layer makes something
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "masked_fill", lambda scores, *_: scores)
+        assert [order_counts(kind) for kind in q.KINDS] == [False, True, True, True]
+
+    text = torch.randint(8, (4_000, 4)).repeat(1, 2).flatten()  # four random letters, twice
+    config = q.Config(steps=120)
+
+    def rotary_minus_none():
+        losses = [q.by_place(q.train(kind, text[:-2_000], 8, config), text[-2_000:]) for kind in ("rotary", "none")]
+        return (losses[0] - losses[1])[16:32].mean().item()
+
+    assert rotary_minus_none() < -0.05
+    monkeypatch.setattr(q, "turn", lambda x: x)
+    assert rotary_minus_none() == pytest.approx(0, abs=1e-5)
