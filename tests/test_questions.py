@@ -955,3 +955,37 @@ def test_13_order(monkeypatch):
     assert rotary_minus_none() < -0.05
     monkeypatch.setattr(q, "turn", lambda x: x)
     assert rotary_minus_none() == pytest.approx(0, abs=1e-5)
+
+
+def test_13_heads():
+    q, copying = load_beside(13, "heads"), load_beside(13, "copying")
+    text = "he said the end\nis near, my dear"
+    tokens = torch.tensor([[ord(char) for char in text]])  # (1, T)
+    masks = q.patterns(tokens, torch.tensor([ord(" "), ord("\n")]))[:, 0]  # (6, T, T)
+    for t, char in enumerate(text):
+        same = [s for s in range(t) if text[s] == char]
+        spaces = [s for s in range(t) if text[s] in " \n"]
+        targets = [t - 1], [t - 2], [0] if t else [], same, [s + 1 for s in same if s + 1 < t], spaces[-1:]
+        assert [mask[t].nonzero().flatten().tolist() for mask in masks] == [[s for s in n if s >= 0] for n in targets]
+    model = q.ex13.Transformer(q.ex13.Config(layers=1, heads=1, channels=8, dropout=0), 128)
+    with torch.no_grad():
+        model.blocks[0].attention.qkv.weight.zero_()  # looks at all alike
+    looks = q.looks(model, tokens, torch.tensor([32]))[0, 0]  # (6,)
+    assert looks[0].item() == pytest.approx(100 * np.mean([1 / (t + 1) for t in range(1, 32)]), rel=1e-5)
+    assert looks[1].item() == pytest.approx(100 * np.mean([1 / (t + 1) for t in range(2, 32)]), rel=1e-5)
+
+    torch.manual_seed(0)
+    tokens, known = copying.repeats(50)
+    assert 0.2 < known.double().mean() < 0.7
+    for row, can in zip(tokens.tolist(), known.tolist()):
+        for t in range(32):
+            before = row[:t].index(row[t]) if row[t] in row[:t] else None
+            assert can[t] == (before is not None)
+            assert not can[t] or row[before + 1] == row[t + 1]
+    config = q.Config(steps=350, learning_rate=0.01, batch_size=32)
+    model, curve = copying.learn_to_copy(2, config)
+    assert curve[350] > 90
+    before = q.looks(model, tokens[:, :-1], torch.tensor([-1]))[0, :, 0].argmax()
+    model.blocks[0].attention.out.weight.data[:, 16 * before : 16 * before + 16] = 0
+    assert copying.copied(model) < 50
+    assert copying.learn_to_copy(1, config)[1][350] < 20
