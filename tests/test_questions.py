@@ -2,6 +2,7 @@
 
 import ast
 import datetime
+import itertools
 import json
 import re
 import subprocess
@@ -907,21 +908,21 @@ def test_11_recurrent(tmp_path, monkeypatch):
 def test_13_order(monkeypatch):
     q = load_beside(13, "order")
     torch.manual_seed(0)
-    q_k = torch.randn(2, 1, 1, 2, 16).expand(2, 1, 20, 2, 16)  # the same query, and the same key, at 20 places
+    layer = q.new_network("rotary", 30).blocks[0].attention.qkv
+    x = torch.randn(1, 1, 64).expand(1, 20, 64)  # the same token at 20 places
 
     def scores():
-        return torch.einsum("btad,bsad->ats", *map(q.turn, q_k))  # (A, T, T)
+        queries, keys, _ = layer(x * 10).unflatten(-1, (3, q.A, -1)).unbind(2)  # each (1, T, A, D)
+        return torch.einsum("btad,bsad->ats", queries, keys)  # (A, T, T)
 
     def by_distance_alone():
         return torch.allclose(scores()[:, 3:, 3:], scores()[:, :-3, :-3], rtol=0, atol=1e-5)
 
     assert by_distance_alone()
-    assert not torch.allclose(scores()[:, 0, 0], scores()[:, 0, 5], rtol=0, atol=1e-2)  # but it does depend on it
-    torch.testing.assert_close(q.turn(q_k[0]).norm(dim=-1), q_k[0].norm(dim=-1))
-    turn = q.turn
-    monkeypatch.setattr(q, "turn", lambda x: x if x is q_k[1] else turn(x))
-    q_k = list(q_k)
-    assert not by_distance_alone()  # keys that were not turned
+    assert not torch.allclose(scores()[:, 0, 0], scores()[:, 0, 5], rtol=0, atol=1e-2)  # but they do depend on it
+    turn, which = q.turn, itertools.cycle((True, False))
+    monkeypatch.setattr(q, "turn", lambda x: turn(x) if next(which) else x)
+    assert not by_distance_alone()  # keys that are not turned
     monkeypatch.setattr(q, "turn", turn)
     table = q.waves(64, 16)
     for t, i in ((0, 0), (5, 3), (63, 7)):
