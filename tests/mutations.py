@@ -1369,12 +1369,29 @@ QUESTIONS = {
         ("memory-another-gate", "bias[C : 2 * C]", "bias[:C]", "questions::11_memory"),
         ("memory-of-the-output", "state[1] if isinstance", "state[0] if isinstance", "questions::11_memory"),
     ],
+    "ex11_shakespeare_ffn/cells.py": [
+        ("lstm-forgets-nothing", "torch.sigmoid(f) * c +", "c +", "questions::11_recurrent"),
+        ("rnn-without-tanh", "torch.tanh(read + h @ w_h.T)", "read + h @ w_h.T", "questions::11_recurrent"),
+    ],
+    "ex11_shakespeare_ffn/recurrent.py": [
+        ("recurrent-scores-what-fills-up", "% n), value=-1)", "% n), value=0)", "questions::11_recurrent"),
+    ],
     "ex12_sampling/decoding.py": [
         ("decoding-beam-forgets-its-past", "(scores[:, None] + log_probs)", "log_probs", "questions::12_decoding"),
         ("decoding-says-unknown", "log_probs[:, 0] = -torch.inf", "pass", "questions::12_decoding"),
     ],
     "ex13_transformer/scores.py": [
         ("scores-divided-by-d", "math.sqrt(q.shape[-1]) if", "q.shape[-1] if", "questions::13_scores"),
+    ],
+    "ex13_transformer/order.py": [
+        ("order-keys-not-turned", "turn(q), turn(k), v", "turn(q), k, v", "questions::13_order"),
+        ("order-positions-stay", "table.data.zero_()", "pass", "questions::13_order"),
+    ],
+    "ex13_transformer/heads.py": [
+        ("heads-look-at-themselves", "earlier = there < here", "earlier = there <= here", "questions::13_heads"),
+    ],
+    "ex13_transformer/copying.py": [
+        ("copying-scores-the-unknown", "place[1:] > length", "place[1:] >= length", "questions::13_heads"),
     ],
     "ex13_transformer/encoder_decoder.py": [
         ("translate-attends-to-what-fills-up", "(source > 0)[", "(source > -1)[", "questions::13_translate"),

@@ -2,6 +2,7 @@
 
 import ast
 import datetime
+import itertools
 import json
 import re
 import subprocess
@@ -865,3 +866,127 @@ def test_10_transfer(mnist):
     for kind in ("tuned", "frozen"):  # what has learnt nothing of the digits helps nobody
         assert right[kind][5] > right["scratch"][5] + 20
         assert shuffled[kind][5] < right["scratch"][5] + 10
+
+
+def test_11_recurrent(tmp_path, monkeypatch):
+    q, nn = load_beside(11, "recurrent"), torch.nn
+    torch.manual_seed(0)
+    x = torch.randn(3, 7, 5, requires_grad=True)
+    for ours, theirs in ((q.rnn, nn.RNN(5, 6, batch_first=True)), (q.lstm, nn.LSTM(5, 6, batch_first=True))):
+        w_x, w_h, b_x, b_h = theirs.parameters()
+        slope = torch.randn(3, 7, 6)
+        for mine, true in zip(
+            (y := ours(x, w_x, w_h, b_x + b_h), *torch.autograd.grad(y, (x, w_x, w_h, b_x), slope)),
+            (y := theirs(x)[0], *torch.autograd.grad(y, (x, w_x, w_h, b_x), slope)),
+        ):
+            torch.testing.assert_close(mine, true, rtol=0, atol=1e-6)
+    train, test = torch.arange(100), torch.arange(100, 150)
+    for size, n in ((32, 16), (5, 1)):
+        blocks = q.windows(train, test, size, n)
+        scored = blocks[:, -n:].flatten()
+        assert scored[scored >= 0].tolist() == test.tolist()
+        assert (blocks[:-1].diff() == 1).all()
+    x, y = q.ex11.make_data(q.ex11.Config(), train, test, "cpu")[2:]
+    assert torch.equal(blocks, torch.cat([x, y[:, None]], 1))  # exercise 11's contexts, and its score
+    model = q.ex11.MLP(q.ex11.Config(), 150)
+    assert q.evaluate(model, blocks, 1) == pytest.approx(q.ex11.evaluate(model, x, y)["loss"], rel=1e-5)
+
+    rng = np.random.default_rng(0)
+    name, words = rng.integers(1, 5, (2_000, 1)), rng.integers(5, 9, (2_000, 6))
+    lines = np.concatenate([0 * name, name, words, name], 1)  # after six words the name again, and the line ends
+    text = torch.from_numpy(lines).flatten()
+    monkeypatch.setattr(q.ex11, "read_tokens", lambda config: (text[:-900], text[-900:], [*"\nABCDwxyz"]))
+    config = q.Config(seconds=1.5, out=tmp_path)
+    assert q.main(config)["lstm_minus_ffn"] < -0.05
+    shut = torch.zeros(4 * 256)
+    shut[256:512] = -50  # a forget gate that never opens; and no state is carried on, which would remember, too
+    lstm = q.lstm
+    monkeypatch.setattr(q, "lstm", lambda x, w_x, w_h, b, *gates: lstm(x, w_x, 0 * w_h, b + shut, *gates))
+    assert q.main(config)["lstm_minus_ffn"] > 0
+
+
+def test_13_order(monkeypatch):
+    q = load_beside(13, "order")
+    torch.manual_seed(0)
+    layer = q.new_network("rotary", 30).blocks[0].attention.qkv
+    x = torch.randn(1, 1, 64).expand(1, 20, 64)  # the same token at 20 places
+
+    def scores():
+        queries, keys, _ = layer(x * 10).unflatten(-1, (3, q.A, -1)).unbind(2)  # each (1, T, A, D)
+        return torch.einsum("btad,bsad->ats", queries, keys)  # (A, T, T)
+
+    def by_distance_alone():
+        return torch.allclose(scores()[:, 3:, 3:], scores()[:, :-3, :-3], rtol=0, atol=1e-5)
+
+    assert by_distance_alone()
+    assert not torch.allclose(scores()[:, 0, 0], scores()[:, 0, 5], rtol=0, atol=1e-2)  # but they do depend on it
+    turn, which = q.turn, itertools.cycle((True, False))
+    monkeypatch.setattr(q, "turn", lambda x: turn(x) if next(which) else x)
+    assert not by_distance_alone()  # keys that are not turned
+    monkeypatch.setattr(q, "turn", turn)
+    table = q.waves(64, 16)
+    for t, i in ((0, 0), (5, 3), (63, 7)):
+        assert table[t, [i, i + 8]].tolist() == pytest.approx(
+            [f(t / 10_000 ** (i / 8)) for f in (np.sin, np.cos)], abs=1e-5
+        )
+
+    tokens = torch.randint(30, (1, 32))
+    other = torch.cat([tokens[:, torch.randperm(31)], tokens[:, 31:]], 1)  # the last one stays
+
+    def order_counts(kind, layers=2):
+        model = q.new_network(kind, 30)
+        model.blocks = model.blocks[:layers]
+        for param in model.parameters():
+            param.data *= 5  # surer than a new network
+        return not torch.allclose(model(tokens)[0, -1], model(other)[0, -1], rtol=0, atol=1e-5)
+
+    assert [order_counts(kind) for kind in q.KINDS] == [True] * 4  # without places by the causal mask
+    assert not order_counts("none", 1)  # of which a second layer makes something
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "masked_fill", lambda scores, *_: scores)
+        assert [order_counts(kind) for kind in q.KINDS] == [False, True, True, True]
+
+    text = torch.randint(8, (4_000, 4)).repeat(1, 2).flatten()  # four random letters, twice
+    config = q.Config(steps=120)
+
+    def rotary_minus_none():
+        losses = [q.by_place(q.train(kind, text[:-2_000], 8, config), text[-2_000:]) for kind in ("rotary", "none")]
+        return (losses[0] - losses[1])[16:32].mean().item()
+
+    assert rotary_minus_none() < -0.05
+    monkeypatch.setattr(q, "turn", lambda x: x)
+    assert rotary_minus_none() == pytest.approx(0, abs=1e-5)
+
+
+def test_13_heads():
+    q, copying = load_beside(13, "heads"), load_beside(13, "copying")
+    text = "he said the end\nis near, my dear"
+    tokens = torch.tensor([[ord(char) for char in text]])  # (1, T)
+    masks = q.patterns(tokens, torch.tensor([ord(" "), ord("\n")]))[:, 0]  # (6, T, T)
+    for t, char in enumerate(text):
+        same = [s for s in range(t) if text[s] == char]
+        spaces = [s for s in range(t) if text[s] in " \n"]
+        targets = [t - 1], [t - 2], [0] if t else [], same, [s + 1 for s in same if s + 1 < t], spaces[-1:]
+        assert [mask[t].nonzero().flatten().tolist() for mask in masks] == [[s for s in n if s >= 0] for n in targets]
+    model = q.ex13.Transformer(q.ex13.Config(layers=1, heads=1, channels=8, dropout=0), 128)
+    with torch.no_grad():
+        model.blocks[0].attention.qkv.weight.zero_()  # looks at all alike
+    looks = q.looks(model, tokens, torch.tensor([32]))[0, 0]  # (6,)
+    assert looks[0].item() == pytest.approx(100 * np.mean([1 / (t + 1) for t in range(1, 32)]), rel=1e-5)
+    assert looks[1].item() == pytest.approx(100 * np.mean([1 / (t + 1) for t in range(2, 32)]), rel=1e-5)
+
+    torch.manual_seed(0)
+    tokens, known = copying.repeats(50)
+    assert 0.2 < known.double().mean() < 0.7
+    for row, can in zip(tokens.tolist(), known.tolist()):
+        for t in range(32):
+            before = row[:t].index(row[t]) if row[t] in row[:t] else None
+            assert can[t] == (before is not None)
+            assert not can[t] or row[before + 1] == row[t + 1]
+    config = q.Config(steps=350, learning_rate=0.01, batch_size=32)
+    model, curve = copying.learn_to_copy(2, config)
+    assert curve[350] > 90
+    before = q.looks(model, tokens[:, :-1], torch.tensor([-1]))[0, :, 0].argmax()
+    model.blocks[0].attention.out.weight.data[:, 16 * before : 16 * before + 16] = 0
+    assert copying.copied(model) < 50
+    assert copying.learn_to_copy(1, config)[1][350] < 20
