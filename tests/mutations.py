@@ -1375,6 +1375,15 @@ QUESTIONS = {
             "questions::13_translate",
         ),
     ],
+    "ex17_ddp_openwebtext/batch_size.py": [
+        (
+            "batch-size-noise-in-the-mean",
+            "(len(gradients) * large - small)",
+            "(len(gradients) * large)",
+            "questions::17_batch_size",
+        ),
+        ("batch-size-law-of-steps-alone", "1 / (b * s)]", "1 / b]", "questions::17_batch_size"),
+    ],
     "ex17_ddp_openwebtext/pieces.py": [
         ("pieces-sum-for-mean", "else 1 / pieces", "else 1", "questions::17_pieces"),
         (

@@ -865,3 +865,29 @@ def test_10_transfer(mnist):
     for kind in ("tuned", "frozen"):  # what has learnt nothing of the digits helps nobody
         assert right[kind][5] > right["scratch"][5] + 20
         assert shuffled[kind][5] < right["scratch"][5] + 10
+
+
+def test_17_batch_size(mnist):
+    q = load_beside(17, "batch_size")
+    torch.manual_seed(0)
+    mean, spread = 0.05 * torch.randn(400), 0.5 + torch.rand(400)  # of the gradients of single images
+    truth = (spread.square().sum() / mean.square().sum()).item()
+    found, naive = [], []
+    for _ in range(50):
+        gradients = mean + spread * torch.randn(32, 400) / 8**0.5  # of 32 batches of 8
+        found.append(q.noise_scale(gradients, 8))
+        naive.append((8 * gradients.var(0).sum() / gradients.mean(0).square().sum()).item())
+    assert np.median(found) == pytest.approx(truth, rel=0.1)
+    assert np.median(naive) < 0.5 * truth  # |G|² of a sample is too large, by its noise
+    sizes = np.array([8, 64, 512])
+    assert q.fit(sizes, 50 * (1 + 80 / sizes)) == pytest.approx((50, 80))
+
+    config = q.Config(target=0.4, starts=1)
+    sets = q.make_data(config)
+    q.SIZES = np.array([16, 128, 1024])
+    tuned = [q.tune(config, sets, size, 0.05) for size in q.SIZES]
+    _, critical = q.fit(q.SIZES, np.array([steps for steps, _ in tuned]))
+    scales = q.measure_noise(config, sets, tuned[-1][1])[1]
+    assert 1 / 3 < critical / scales.mean() < 3
+    alike = [list(q.run(config, sets, size, 0.05, 0))[-1][0] for size in q.SIZES]  # one learning rate for all of them
+    assert q.fit(q.SIZES, np.array(alike))[1] / scales.mean() < 1 / 3
