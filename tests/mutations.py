@@ -1393,6 +1393,20 @@ QUESTIONS = {
             "questions::17_pieces",
         ),
     ],
+    "ex16_gpu_nanogpt/scaling.py": [
+        (
+            "scaling-steps-of-one-sample",
+            "ex.batch_size * ex.block_size * ex16.",
+            "ex.block_size * ex16.",
+            "questions::16_scaling",
+        ),
+        (
+            "scaling-exponent-of-the-other-sign",
+            "np.exp(start), -slope",
+            "np.exp(start), slope",
+            "questions::16_scaling",
+        ),
+    ],
     "ex16_gpu_nanogpt/bpe.py": [
         (
             "bpe-ties-by-the-larger-id",

@@ -891,3 +891,22 @@ def test_17_batch_size(mnist):
     assert 1 / 3 < critical / scales.mean() < 3
     alike = [list(q.run(config, sets, size, 0.05, 0))[-1][0] for size in q.SIZES]  # one learning rate for all of them
     assert q.fit(q.SIZES, np.array(alike))[1] / scales.mean() < 1 / 3
+
+
+def test_16_scaling(shakespeare, tmp_path):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    q = load_beside(16, "scaling")
+    ex = q.ex16.Config(layers=2, channels=32, batch_size=4)
+    x, y = torch.randint(65, (500, 64)), torch.randint(65, (500, 64))
+    plain = torch.nn.attention.SDPBackend.MATH  # of which torch knows how much it computes
+    with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(plain):
+        q.train(ex, x, y, 65, 1e9)
+    assert counter.get_total_flops() == pytest.approx(1e9, rel=0.04)  # it spends what it was given
+    budgets = np.array([1e9, 1e10, 1e11])
+    assert q.power_law(budgets, 7 / budgets**0.08) == pytest.approx((7, 0.08))
+    q.WIDTHS, q.BUDGETS = (16, 64), (1e9, 3e9, 9e9)
+    right = q.main(q.Config(out=tmp_path))
+    assert right["exponent"] > 0.06
+    assert right["off_the_law"] < 0.05
+    assert q.main(q.Config(out=tmp_path, rate_times_width=0.001))["exponent"] < 0.06  # it does not learn
