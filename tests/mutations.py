@@ -1407,6 +1407,15 @@ QUESTIONS = {
             "questions::16_scaling",
         ),
     ],
+    "ex16_gpu_nanogpt/tokens.py": [
+        ("tokens-spelling-without-an-end", "for char in [*word, END])", "for char in word)", "questions::16_tokens"),
+        (
+            "tokens-unknown-for-nothing",
+            "return *texts, vocab, nats",
+            "return *texts, vocab, 0.0",
+            "questions::16_tokens",
+        ),
+    ],
     "ex16_gpu_nanogpt/bpe.py": [
         (
             "bpe-ties-by-the-larger-id",

@@ -910,3 +910,43 @@ def test_16_scaling(shakespeare, tmp_path):
     assert right["exponent"] > 0.06
     assert right["off_the_law"] < 0.05
     assert q.main(q.Config(out=tmp_path, rate_times_width=0.001))["exponent"] < 0.06  # it does not learn
+
+
+def test_16_tokens(shakespeare, tmp_path):
+    q = load_beside(16, "tokens")
+    rare, alphabet = ["ax", "bay"], "abxy"
+    end = q.spell([""], rare, alphabet)
+    chances = [np.exp(end - q.spell([char], rare, alphabet)) for char in alphabet]
+    assert sum(chances) + np.exp(-end) == pytest.approx(1)  # a spelling is one of all that there could be
+    assert chances[0] == pytest.approx(3 / 12)
+    training, new = shakespeare[:100_000], shakespeare[-20_000:]
+    before, after, vocab, nats = q.cut(training, new)
+    assert set(before) == set(vocab)
+    words = q.bpe.CHUNK.findall(new)
+    unknown = [word for word, token in zip(words, after, strict=True) if token == q.UNKNOWN]
+    assert [token for token in after if token != q.UNKNOWN] == [word for word in words if word in vocab]
+    assert nats / np.log(2) > 3 * len("".join(unknown)) > 3 * 1_000
+
+    def zeros(ex, x, y, vocab_size, budget):
+        model = train(ex, x[:500], y[:500], vocab_size, 0)
+        torch.nn.init.zeros_(model.embedding.weight)  # all tokens are equally likely
+        return model
+
+    train, q.scaling.train = q.scaling.train, zeros
+    even = q.main(q.Config(out=tmp_path, dry_run=True))
+    text = q.ex16.data.shakespeare(dry_run=True)
+    assert even["bits_of_characters"] == pytest.approx(np.log2(len(set(text))), rel=1e-5)
+    before, after, vocab, nats = q.cut(text[: len(text) * 9 // 10], text[len(text) * 9 // 10 :])
+    bits = len(after) * np.log2(len(vocab)) + nats / np.log(2)
+    assert even["bits_of_words"] == pytest.approx(bits / (len(text) - len(text) * 9 // 10), rel=1e-5)
+
+    ex = q.ex16.Config(layers=2, channels=32, learning_rate=0.016, batch_size=4)
+    merges, losses = q.bpe.learn(training, 500), []
+    for texts in ((list(training), list(new)), q.cut(training, new, merges)[:2]):
+        ids = {token: i for i, token in enumerate(sorted({*texts[0], *texts[1]}))}
+        x, y, x_val, y_val = q.ex16.make_data(ex, *(torch.tensor([ids[t] for t in text]) for text in texts), "cpu")
+        model = train(ex, x, y, len(ids), 4e9)
+        losses.append((q.ex16.evaluate(model, x_val, y_val)["loss"] / np.log(2), len(texts[1])))
+    (characters, _), (bits, count) = losses
+    assert characters - bits * count / len(new) > 0.3
+    assert not characters - bits > 0.3  # a token has more bits: what counts is a character's
