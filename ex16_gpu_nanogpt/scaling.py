@@ -33,7 +33,7 @@ class Config:
     dry_run: bool = False  # few steps, to check that everything works
 
     def __post_init__(self):
-        check_config(self, rate_times_width=(0.001, 10))
+        check_config(self, batch_size=(1, 1_000), rate_times_width=(0.001, 10))
 
 
 def train(ex, x, y, vocab_size, budget):

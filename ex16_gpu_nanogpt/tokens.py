@@ -31,7 +31,6 @@ UNKNOWN, END = "<unk>", "<end>"  # a word that is not in the vocabulary, and the
 @dataclass
 class Config:
     budget: float = 1e11  # multiplications and additions of the short training; the long one has four times as many
-    channels: int = 64  # width of the model, C
     batch_size: int = 4  # samples of 64 tokens per step, B
     learning_rate: float = 0.008  # peak learning rate of AdamW
     seed: int = 0  # random seed
@@ -39,7 +38,7 @@ class Config:
     dry_run: bool = False  # few steps, to check that everything works
 
     def __post_init__(self):
-        check_config(self)
+        check_config(self, batch_size=(1, 1_000))
 
 
 def spell(words, rare, alphabet):
@@ -78,7 +77,7 @@ def draw(bits, sizes):
 
 
 def main(config: Config) -> dict[str, float]:
-    ex = ex16.Config(layers=2, channels=config.channels, learning_rate=config.learning_rate, decay_to=0.0)
+    ex = ex16.Config(layers=2, channels=64, learning_rate=config.learning_rate, decay_to=0.0)
     ex = replace(ex, batch_size=config.batch_size, seed=config.seed, dry_run=config.dry_run)
     *texts, characters = ex16.read_tokens(ex)
     training, new = ("".join(characters[i] for i in text) for text in texts)
