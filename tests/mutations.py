@@ -1406,6 +1406,15 @@ QUESTIONS = {
             "questions::13_translate",
         ),
     ],
+    "ex17_ddp_openwebtext/batch_size.py": [
+        (
+            "batch-size-noise-in-the-mean",
+            "(len(gradients) * large - small)",
+            "(len(gradients) * large)",
+            "questions::17_batch_size",
+        ),
+        ("batch-size-law-of-steps-alone", "1 / (b * s)]", "1 / b]", "questions::17_batch_size"),
+    ],
     "ex17_ddp_openwebtext/pieces.py": [
         ("pieces-sum-for-mean", "else 1 / pieces", "else 1", "questions::17_pieces"),
         (
@@ -1413,6 +1422,29 @@ QUESTIONS = {
             "(y_piece >= 0).sum() / (y >= 0).sum()",
             "len(y_piece) / len(y)",
             "questions::17_pieces",
+        ),
+    ],
+    "ex16_gpu_nanogpt/scaling.py": [
+        (
+            "scaling-steps-of-one-sample",
+            "ex.batch_size * ex.block_size * ex16.",
+            "ex.block_size * ex16.",
+            "questions::16_scaling",
+        ),
+        (
+            "scaling-exponent-of-the-other-sign",
+            "np.exp(start), -slope",
+            "np.exp(start), slope",
+            "questions::16_scaling",
+        ),
+    ],
+    "ex16_gpu_nanogpt/tokens.py": [
+        ("tokens-spelling-without-an-end", "for char in [*word, END])", "for char in word)", "questions::16_tokens"),
+        (
+            "tokens-unknown-for-nothing",
+            "return *texts, vocab, nats",
+            "return *texts, vocab, 0.0",
+            "questions::16_tokens",
         ),
     ],
     "ex16_gpu_nanogpt/bpe.py": [

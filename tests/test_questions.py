@@ -990,3 +990,88 @@ def test_13_heads():
     model.blocks[0].attention.out.weight.data[:, 16 * before : 16 * before + 16] = 0
     assert copying.copied(model) < 50
     assert copying.learn_to_copy(1, config)[1][350] < 20
+
+
+def test_17_batch_size(mnist):
+    q = load_beside(17, "batch_size")
+    torch.manual_seed(0)
+    mean, spread = 0.05 * torch.randn(400), 0.5 + torch.rand(400)  # of the gradients of single images
+    truth = (spread.square().sum() / mean.square().sum()).item()
+    found, naive = [], []
+    for _ in range(50):
+        gradients = mean + spread * torch.randn(32, 400) / 8**0.5  # of 32 batches of 8
+        found.append(q.noise_scale(gradients, 8))
+        naive.append((8 * gradients.var(0).sum() / gradients.mean(0).square().sum()).item())
+    assert np.median(found) == pytest.approx(truth, rel=0.1)
+    assert np.median(naive) < 0.5 * truth  # |G|² of a sample is too large, by its noise
+    sizes = np.array([8, 64, 512])
+    assert q.fit(sizes, 50 * (1 + 80 / sizes)) == pytest.approx((50, 80))
+
+    config = q.Config(target=0.4, starts=1)
+    sets = q.make_data(config)
+    q.SIZES = np.array([16, 128, 1024])
+    tuned = [q.tune(config, sets, size, 0.05) for size in q.SIZES]
+    _, critical = q.fit(q.SIZES, np.array([steps for steps, _ in tuned]))
+    scales = q.measure_noise(config, sets, tuned[-1][1])[1]
+    assert 1 / 3 < critical / scales.mean() < 3
+    alike = [list(q.run(config, sets, size, 0.05, 0))[-1][0] for size in q.SIZES]  # one learning rate for all of them
+    assert q.fit(q.SIZES, np.array(alike))[1] / scales.mean() < 1 / 3
+
+
+def test_16_scaling(shakespeare, tmp_path):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    q = load_beside(16, "scaling")
+    ex = q.ex16.Config(layers=2, channels=32, batch_size=4)
+    x, y = torch.randint(65, (500, 64)), torch.randint(65, (500, 64))
+    plain = torch.nn.attention.SDPBackend.MATH  # of which torch knows how much it computes
+    with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(plain):
+        q.train(ex, x, y, 65, 1e9)
+    assert counter.get_total_flops() == pytest.approx(1e9, rel=0.04)  # it spends what it was given
+    budgets = np.array([1e9, 1e10, 1e11])
+    assert q.power_law(budgets, 7 / budgets**0.08) == pytest.approx((7, 0.08))
+    q.WIDTHS, q.BUDGETS = (16, 64), (1e9, 3e9, 9e9)
+    right = q.main(q.Config(out=tmp_path))
+    assert right["exponent"] > 0.06
+    assert right["off_the_law"] < 0.05
+    assert q.main(q.Config(out=tmp_path, rate_times_width=0.001))["exponent"] < 0.06  # it does not learn
+
+
+def test_16_tokens(shakespeare, tmp_path):
+    q = load_beside(16, "tokens")
+    rare, alphabet = ["ax", "bay"], "abxy"
+    end = q.spell([""], rare, alphabet)
+    chances = [np.exp(end - q.spell([char], rare, alphabet)) for char in alphabet]
+    assert sum(chances) + np.exp(-end) == pytest.approx(1)  # a spelling is one of all that there could be
+    assert chances[0] == pytest.approx(3 / 12)
+    training, new = shakespeare[:100_000], shakespeare[-20_000:]
+    before, after, vocab, nats = q.cut(training, new)
+    assert set(before) == set(vocab)
+    words = q.bpe.CHUNK.findall(new)
+    unknown = [word for word, token in zip(words, after, strict=True) if token == q.UNKNOWN]
+    assert [token for token in after if token != q.UNKNOWN] == [word for word in words if word in vocab]
+    assert nats / np.log(2) > 3 * len("".join(unknown)) > 3 * 1_000
+
+    def zeros(ex, x, y, vocab_size, budget):
+        model = train(ex, x[:500], y[:500], vocab_size, 0)
+        torch.nn.init.zeros_(model.embedding.weight)  # all tokens are equally likely
+        return model
+
+    train, q.scaling.train = q.scaling.train, zeros
+    even = q.main(q.Config(out=tmp_path, dry_run=True))
+    text = q.ex16.data.shakespeare(dry_run=True)
+    assert even["bits_of_characters"] == pytest.approx(np.log2(len(set(text))), rel=1e-5)
+    before, after, vocab, nats = q.cut(text[: len(text) * 9 // 10], text[len(text) * 9 // 10 :])
+    bits = len(after) * np.log2(len(vocab)) + nats / np.log(2)
+    assert even["bits_of_words"] == pytest.approx(bits / (len(text) - len(text) * 9 // 10), rel=1e-5)
+
+    ex = q.ex16.Config(layers=2, channels=32, learning_rate=0.016, batch_size=4)
+    merges, losses = q.bpe.learn(training, 500), []
+    for texts in ((list(training), list(new)), q.cut(training, new, merges)[:2]):
+        ids = {token: i for i, token in enumerate(sorted({*texts[0], *texts[1]}))}
+        x, y, x_val, y_val = q.ex16.make_data(ex, *(torch.tensor([ids[t] for t in text]) for text in texts), "cpu")
+        model = train(ex, x, y, len(ids), 4e9)
+        losses.append((q.ex16.evaluate(model, x_val, y_val)["loss"] / np.log(2), len(texts[1])))
+    (characters, _), (bits, count) = losses
+    assert characters - bits * count / len(new) > 0.3
+    assert not characters - bits > 0.3  # a token has more bits: what counts is a character's
