@@ -41,7 +41,7 @@ class Config:
     checkout: Path | None = None  # folder of a nanoGPT checkout; without one, exercise 16 runs alone
     rounds: int = 1  # runs of each program, with seeds 0, 1, …
     steps: int = 2_000  # iterations of nanoGPT and of preset nanogpt-cpu
-    presets: tuple[str, ...] = ("nanogpt-cpu", "best-cpu")  # presets of exercise 16
+    presets: tuple[str, ...] = ("nanogpt-cpu", "best-cpu")  # presets of exercise 16; "best-cpu --muon" has a flag more
     flags: str = ""  # more flags of exercise 16, as "flag=value flag=value"
     target: float = 1.88  # validation loss
     statistic: int = 0  # random batches of nanoGPT's own statistic, for which exercise 16 is trained again; 0: none
@@ -185,7 +185,7 @@ def main(config: Config) -> None:
         for seed in range(config.rounds):
             for preset in config.presets:
                 steps = ["--steps", str(config.steps)] if preset == "nanogpt-cpu" else []
-                flags = ["--preset", preset, "--seed", str(seed), *steps, *extra]
+                flags = ["--preset", *preset.split(), "--seed", str(seed), *steps, *extra]
                 print(row(f"exercise 16, {preset}", ours(flags, config.target)), flush=True)
                 if config.statistic:
                     print(f"nanoGPT's statistic of it: {least_statistic(flags, config.statistic):.4f}", flush=True)
