@@ -865,3 +865,35 @@ def test_10_transfer(mnist):
     for kind in ("tuned", "frozen"):  # what has learnt nothing of the digits helps nobody
         assert right[kind][5] > right["scratch"][5] + 20
         assert shuffled[kind][5] < right["scratch"][5] + 10
+
+
+def test_10_depth(mnist):
+    import jax
+
+    q = load_beside(10, "depth")
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(16, 14, 14)).astype(np.float32), rng.integers(10, size=16)
+    for shortcuts, normed in ((False, False), (True, True)):  # the scan is exercise 10's network
+        net, params = q.new(0, 3, shortcuts), q.ex10.init_params(jax.random.key(0), q.ex10.Config(1, 3, 8, shortcuts))
+        logits, _ = q.ex10.forward(params, q.ex10.init_batch_stats(params), x, normed, jax.random.key(0))
+        assert q.loss_of(net, x, y, normed) == pytest.approx(q.ex10.loss_fn(logits, y).item(), rel=1e-5)
+    move = q.direction(rng, net)
+    for ours, theirs in ((move["blocks"]["conv1"], net["blocks"]["conv1"]), (move["stem"], net["stem"])):
+        for filters, own in zip(np.moveaxis(ours["w"], -1, 0), np.moveaxis(theirs["w"], -1, 0)):
+            for one, other in zip(filters, own) if own.ndim == 4 else [(filters, own)]:  # those of one block
+                assert np.linalg.norm(one) == pytest.approx(np.linalg.norm(other), rel=1e-5)
+        assert not ours["scale"].any()
+        assert not ours["bias"].any()
+    np.testing.assert_allclose(q.surface(net, rng, x, y)[:, 0], q.loss_of(net, x, y, True), rtol=1e-5)
+    assert q.uneven(np.array([[0, 2, 1, 3], [0, 1, 2, 3], [0, 2, 1, 3]])) == 2 / 6  # behind the first ray's ridge
+
+    x, y, _, _ = q.ex10.make_data(q.Config())
+    index = rng.integers(len(x), size=(150, 16))
+    x, y = x[index].reshape(150, 16, 14, 2, 14, 2).mean((3, 5)), y[index]
+    optimizer = q.ex10.make_optimizer(q.ex10.Config(steps=150, learning_rate=0.01))
+    _, losses, norms = q.fit(q.new(0, 16, False), x, y, False, optimizer)
+    assert losses[-50:].mean() > 2.29  # it does not learn
+    assert norms[0] < 0.5 * norms[-1]
+    _, losses, norms = q.fit(q.new(0, 16, True), x, y, False, optimizer)
+    assert losses[-50:].mean() < 2.1
+    np.testing.assert_allclose(norms, norms[-1], rtol=1e-4)  # every block starts as its shortcut: the same all along
