@@ -1075,3 +1075,93 @@ def test_16_tokens(shakespeare, tmp_path):
     (characters, _), (bits, count) = losses
     assert characters - bits * count / len(new) > 0.3
     assert not characters - bits > 0.3  # a token has more bits: what counts is a character's
+
+
+def test_10_depth(mnist):
+    import jax
+
+    q = load_beside(10, "depth")
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(16, 14, 14)).astype(np.float32), rng.integers(10, size=16)
+    for shortcuts, normed in ((False, False), (True, True)):  # the scan is exercise 10's network
+        net, params = q.new(0, 3, shortcuts), q.ex10.init_params(jax.random.key(0), q.ex10.Config(1, 3, 8, shortcuts))
+        logits, _ = q.ex10.forward(params, q.ex10.init_batch_stats(params), x, normed, jax.random.key(0))
+        assert q.loss_of(net, x, y, normed) == pytest.approx(q.ex10.loss_fn(logits, y).item(), rel=1e-5)
+    move = q.direction(rng, net)
+    for ours, theirs in ((move["blocks"]["conv1"], net["blocks"]["conv1"]), (move["stem"], net["stem"])):
+        for filters, own in zip(np.moveaxis(ours["w"], -1, 0), np.moveaxis(theirs["w"], -1, 0)):
+            for one, other in zip(filters, own) if own.ndim == 4 else [(filters, own)]:  # those of one block
+                assert np.linalg.norm(one) == pytest.approx(np.linalg.norm(other), rel=1e-5)
+        assert not ours["scale"].any()
+        assert not ours["bias"].any()
+    np.testing.assert_allclose(q.surface(net, rng, x, y)[:, 0], q.loss_of(net, x, y, True), rtol=1e-5)
+    assert q.uneven(np.array([[0, 2, 1, 3], [0, 1, 2, 3], [0, 2, 1, 3]])) == 2 / 6  # behind the first ray's ridge
+
+    x, y, _, _ = q.ex10.make_data(q.Config())
+    index = rng.integers(len(x), size=(150, 16))
+    x, y = x[index].reshape(150, 16, 14, 2, 14, 2).mean((3, 5)), y[index]
+    optimizer = q.ex10.make_optimizer(q.ex10.Config(steps=150, learning_rate=0.01))
+    _, losses, norms = q.fit(q.new(0, 16, False), x, y, False, optimizer)
+    assert losses[-50:].mean() > 2.29  # it does not learn
+    assert norms[0] < 0.5 * norms[-1]
+    _, losses, norms = q.fit(q.new(0, 16, True), x, y, False, optimizer)
+    assert losses[-50:].mean() < 2.1
+    np.testing.assert_allclose(norms, norms[-1], rtol=1e-4)  # every block starts as its shortcut: the same all along
+
+
+def test_15_where_it_looks(tmp_path, monkeypatch):
+    import types
+
+    import jax
+
+    q = load_beside(15, "where_it_looks")
+    with pytest.raises(UserError, match=r"there is no .*: run python ex15_imagenet/train.py first"):
+        q.main(q.Config(run=tmp_path))
+    ex = q.ex15.Config(dummy_data=True, channels=4, size=128, steps=2)
+    first, net = (
+        (params, q.ex15.init_batch_stats(params))
+        for params in (q.ex15.init_params(jax.random.key(seed), ex, 1000) for seed in (1, 2))
+    )
+    notes = {"sizes": {}, "latest": {}, "least": {}, "seconds": 0.0}
+    run = types.SimpleNamespace(config=ex, out=tmp_path, state=lambda: notes)
+    q.checkpoint.save_jax(run, 2, (*first, q.ex15.make_optimizer(ex).init(first[0]), net))
+    images, labels, read, new = q.load_run(q.Config(run=tmp_path))
+    assert images.shape == (50, 128, 128, 3)
+    assert labels.tolist() == list(range(0, 100, 2))
+    assert all(map(np.array_equal, *map(jax.tree.leaves, (read, net))))  # the moving average
+    assert not np.array_equal(new[0]["stem"]["w"], net[0]["stem"]["w"])
+
+    images, classes = images[:20], np.arange(20) % 7
+    x = jax.numpy.asarray(q.ex15.normalise(images))
+    maps, head = q.features(*net, x), net[0]["head"]
+    logits, _ = q.ex15.forward(*net, x)
+    np.testing.assert_allclose(maps.mean((1, 2)) @ head["w"] + head["b"], logits, atol=1e-5)
+    cam = np.einsum("bhwc,cb->bhw", maps, head["w"][:, classes]) / (4 * 4)  # Zhou et al.: the head's own weights
+    np.testing.assert_allclose(q.grad_cam(*net, x, classes), cam, atol=1e-5)
+    hidden = x.at[:, 32:96, 64:128].set(0)
+    by_hand = np.log(np.take_along_axis(jax.nn.softmax(q.ex15.forward(*net, hidden)[0]), classes[:, None], 1))[:, 0]
+    np.testing.assert_allclose(q.occlusion(*net, x, classes, 64)[:, 1, 2], -by_hand, atol=1e-5)
+    marked = np.random.default_rng(0).normal(size=(20, 128, 128))
+    for share in (0.1, 0.4):
+        left = (q.delete(x * 0 + 1, marked, share) > 0).all(-1)
+        np.testing.assert_allclose(left.mean((1, 2)), 1 - share, atol=1e-3)
+        assert (marked[~left].min() > np.quantile(marked, 1 - share) - 0.1) & (marked[left].max() < marked.max())
+
+    params = jax.tree.map(np.array, net[0])  # a net made by hand that looks for a red spot, or for a blue one
+    params["stem"]["w"][:] = 0
+    params["stem"]["w"][..., 0, 0] = params["stem"]["w"][..., 2, 1] = 1
+    for blocks in params["stages"][1:]:
+        shape = blocks[0]["shortcut"]["w"].shape
+        blocks[0]["shortcut"]["w"][:] = np.eye(*shape[2:])
+    params["head"]["w"][:] = np.eye(*head["w"].shape)
+    images[:] = (124, 116, 104)  # the mean colour
+    for i, corner in enumerate(np.random.default_rng(0).integers(8, 92, size=(20, 2))):
+        images[i, corner[0] : corner[0] + 28, corner[1] : corner[1] + 28, 2 * (i % 2)] = 255
+    monkeypatch.setattr(q, "load_run", lambda config: (images, np.arange(20) % 2, (params, net[1]), net))
+    monkeypatch.setattr(q, "occlusion", lambda *net_and_x: -cam)
+    monkeypatch.setattr(q, "SHARES", (0.1, 0.2))
+    right = q.main(q.Config(out=tmp_path))
+    assert right["accuracy"] == 100
+    assert right["grad_cam_over_patches"] > 10
+    monkeypatch.setattr(q, "grad_cam", lambda *net_and_x: -cam)  # maps of something else
+    assert q.main(q.Config(out=tmp_path))["grad_cam_over_patches"] < 10
