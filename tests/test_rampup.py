@@ -175,10 +175,10 @@ def test_expected_figure_is_found_in_the_readme(exercise):
 
 def test_expected_figures_are_read_right():
     assert [(f.metric, f.mean) for f in course.expected(find_exercise(4))] == [("loss", 0.4809), ("accuracy", 0.8003)]
-    assert course.expected(find_exercise(4))[1].margin == pytest.approx(2.4 * 0.0075)  # of ten seeds
     (accuracy,) = course.expected(find_exercise(8))
-    assert (accuracy.metric, accuracy.text) == ("test_accuracy", "98.50 ± 0.03 %")
-    assert accuracy.margin == pytest.approx(0.0015)  # five deviations
+    assert (accuracy.metric, accuracy.text) == ("test_accuracy", "98.50 ± 0.07 %")
+    assert accuracy.margin == pytest.approx(2.4 * 0.0007)  # of ten seeds
+    assert course.expected(find_exercise(10))[0].margin == pytest.approx(5 * 0.0003)  # of three
     assert accuracy.shown(0.98504) == "98.50 %"
     assert accuracy.excess(0.98) == pytest.approx(-0.005)
     (loss,) = course.expected(find_exercise(12))
@@ -1011,11 +1011,11 @@ def test_hints():
     assert found["note the test loss was least at step 1, 0.1, and is 0.4 at the end"]
     found = judged({}, metrics={"test_loss": 2.5, "test_accuracy": 0.2})
     assert "do the labels belong" in found["short loss 2.5 against the baseline ln 10, 2.303"]
-    assert "short test accuracy 20.00 %, expected 98.50 ± 0.03 %: too low by 78.50 points" in found
+    assert "short test accuracy 20.00 %, expected 98.50 ± 0.07 %: too low by 78.50 points" in found
     found = judged({}, metrics={"test_loss": 2.5, "test_accuracy": 0.72})
     assert "72% is far from chance" in found["short loss 2.5 against the baseline ln 10, 2.303"]
     found = judged({}, metrics={"test_loss": 0.01, "test_accuracy": 0.999})
-    assert "note test accuracy 99.90 %, expected 98.50 ± 0.03 %: better by 1.40 points" in found
+    assert "note test accuracy 99.90 %, expected 98.50 ± 0.07 %: better by 1.40 points" in found
     found = judged({}, metrics={"loss": 0.1}, baselines={})
     assert "short test accuracy is not in result.json" in found
     assert "short result.json has no baseline or no loss" in found
