@@ -162,6 +162,20 @@ def torch_steps(number):
     return steps
 
 
+def cpu_seconds(programs, steps, rounds):
+    """Return the CPU seconds of a step of each program, a function of the number of steps, by name.
+
+    They run in turn, so many steps each, and the best of the rounds counts.
+    """
+    best = dict.fromkeys(programs, float("inf"))
+    for _ in range(rounds):
+        for name, program in programs.items():
+            start = time.process_time()
+            program(steps)
+            best[name] = min(best[name], (time.process_time() - start) / steps)
+    return best
+
+
 def main(config: Config) -> None:
     if config.exercise not in (9, 10):
         raise UserError(f"exercise {config.exercise} has other layers: choose 9 or 10")
@@ -177,12 +191,7 @@ def main(config: Config) -> None:
     programs["torch, the same network"] = torch_steps(config.exercise)
     losses = [steps(2) for steps in programs.values()]  # compiled, then compared
     np.testing.assert_allclose(losses[:-1], losses[0], atol=1e-3)
-    best = dict.fromkeys(programs, float("inf"))
-    for _ in range(config.rounds):
-        for name, steps in programs.items():
-            start = time.process_time()
-            steps(config.steps)
-            best[name] = min(best[name], (time.process_time() - start) / config.steps)
+    best = cpu_seconds(programs, config.steps, config.rounds)
     print("| | CPU ms per step | ratio to torch |\n|---|---|---|")
     for name, seconds in best.items():
         print(f"| {name} | {1000 * seconds:.1f} | {seconds / best['torch, the same network']:.2f} |")

@@ -7,7 +7,6 @@ shifted slices needs neither. Both are the exercise's own train_step, timed in t
 """
 
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import tyro
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from common.program import clean_exit
 
+from convolution import cpu_seconds
 from helpers import load
 
 
@@ -61,12 +61,7 @@ def training(pool):
 def main(config: Config) -> None:
     programs = {"reduce_window": training(jax.lax.reduce_window), "the larger of slices": training(slices)}
     np.testing.assert_allclose(*(steps(2) for steps in programs.values()), atol=1e-3)
-    best = dict.fromkeys(programs, float("inf"))
-    for _ in range(config.rounds):
-        for name, steps in programs.items():
-            start = time.process_time()
-            steps(config.steps)
-            best[name] = min(best[name], (time.process_time() - start) / config.steps)
+    best = cpu_seconds(programs, config.steps, config.rounds)
     print("| max pooling | CPU ms per step | ratio |\n|---|---|---|")
     for name, seconds in best.items():
         print(f"| {name} | {1000 * seconds:.0f} | {seconds / best['reduce_window']:.2f} |")
