@@ -18,14 +18,14 @@ from common.text import split_words
 import numpy as np
 import pytest
 import tyro
-from helpers import BUILT, cut_off, load, numbers, one_sentence, read_metrics, run, train_py
+from helpers import BUILT, cut_off, load, numbers, one_sentence, read_metrics, run, run_anew, train_py
 
 
 @numbers
 def test_dry_run(number, tmp_path, monkeypatch):
     monkeypatch.setenv("RAMPUP_DATA", "/nowhere")
     device = ("--device", "cpu") if number >= 7 else ()  # a GPU need not give the same numbers twice
-    result = run(number, "--dry-run", *device, "--out", tmp_path / "a", cwd=tmp_path)
+    result = run_anew(number, "--dry-run", *device, "--out", tmp_path / "a", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
     lines = result.stdout.splitlines()

@@ -24,6 +24,7 @@ from common.record import Run
 import pytest
 import torch
 import tyro
+import warm
 from helpers import check_causality, cut_off, load, load_beside, one_sentence, read_metrics, run, train_py
 
 CPU = torch.device("cpu")
@@ -865,8 +866,7 @@ def test_sample_py(ex, text, tmp_path):
     train(ex, tmp_path, text=text, steps=2)
 
     def write(*flags):
-        command = [sys.executable, FOLDER / "sample.py", "--checkpoint", tmp_path / "best.pt", *map(str, flags)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=100)
+        return warm.run(FOLDER / "sample.py", "--checkpoint", tmp_path / "best.pt", *flags)
 
     flags = ["--prompt", "ROMEO:\\n", "--max-new-tokens", 40, "--number", 2, "--temperature", 1]
     cached, again, uncached = write(*flags), write(*flags), write(*flags, "--no-cache")
@@ -892,8 +892,7 @@ def test_pretrained_py(ex, script, transformers, text, tmp_path):
     train(ex, tmp_path, text=text, steps=2)
 
     def convert(*flags):
-        command = [sys.executable, FOLDER / "pretrained.py", *map(str, flags)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=100)
+        return warm.run(FOLDER / "pretrained.py", *flags)
 
     result = convert("--init-from", tmp_path / "best.pt", "--export", tmp_path / "folder")
     assert result.returncode == 0, result.stderr
