@@ -26,6 +26,8 @@ from helpers import load, one_sentence, read_metrics, run
 from PIL import Image
 from transformers import ResNetConfig, ResNetForImageClassification
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 TINY = {"channels": 2, "size": 32, "train_size": 32, "workers": 0, "batch_size": 8, "device": "cpu"}
 AS_FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
 
@@ -523,6 +525,7 @@ def test_checkpoint_that_is_another_is_refused(made_up, tmp_path):
 def test_learns_photographs(photographs, tmp_path, monkeypatch):
     """Real photographs of ten classes, packed and decoded by a worker: far above chance, which is 10 %."""
     monkeypatch.setenv("RAMPUP_DATA", str(tmp_path / "data"))
+    monkeypatch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS")  # it trains for long, and as users' runs do
     sizes = ["--channels", 8, "--size", 48, "--train-size", 40, "--batch-size", 64, "--workers", 1, "--device", "cpu"]
     result = run(15, "--data", photographs, *sizes, "--steps", 100, "--eval-every", 100, "--out", tmp_path / "out")
     assert result.returncode == 0, result.stderr

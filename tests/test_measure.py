@@ -54,7 +54,7 @@ def in_this_process(command, seconds=None, *, env=None, cwd=None):
     return [(time.perf_counter() - start, line) for line in lines.getvalue().splitlines()], ""
 
 
-def test_rehearsal(measure, tmp_path, monkeypatch, capsys):
+def test_rehearsal(measure, quick_compiler, tmp_path, monkeypatch, capsys):
     """The parts work on a CPU; the photographs share the program of --dummy-data; the tables are the READMEs'.
 
     Without smoke, whose dry runs are those of test_every_exercise, and with the table of test_changes.
@@ -101,7 +101,7 @@ def test_rehearsal(measure, tmp_path, monkeypatch, capsys):
     assert "What failed" not in tables
 
 
-def test_changes(measure, capsys):
+def test_changes(measure, quick_compiler, capsys):
     """The benchmark of 14's changes runs on a CPU, too, and every row has its place in the README."""
     import changes
 

@@ -585,6 +585,8 @@ def test_code_lines_are_those_of_the_text():
         source = train_py(exercise.number).read_text(encoding="utf-8")
         lines = code_lines(source)
         assert ["".join(Page(line).text) for line in lines] == source.splitlines()
+    assert code_lines("<" * 10**5 + "\nif") == ["&lt;" * 10**5, "if"]  # without colours: it would take seconds
+    assert code_lines("<\nif") != ["&lt;", "if"]
 
 
 # the hints

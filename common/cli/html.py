@@ -19,6 +19,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 STYLE = Markup((TEMPLATES / "style.css").read_text(encoding="utf-8"))
 # Classes of pygments that the sheet gives a colour: the others would only make the pages heavier.
 COLOURED = set(re.findall(r"\w+", " ".join(re.findall(r"^((?:\.\w\w?(?:, | ))+){", STYLE, re.M))))
+MOST_COLOURED = 60_000  # characters of a program, twice the longest exercise; 200,000 brackets take seconds
 SCRIPT = Markup((TEMPLATES / "comments.js").read_text(encoding="utf-8"))
 
 # Everything put into a template is escaped, but for Markup that was made here.
@@ -72,7 +73,12 @@ def parts_of(rows: list[Row], context: int) -> list[tuple[bool, list]]:
 
 
 def tokens(lines: list[str]) -> list[list[tuple[str, str]]]:
-    """Return the tokens of each line of a Python program: the class of the style sheet, "" for none, and the text."""
+    """Return the tokens of each line of a Python program: the class of the style sheet, "" for none, and the text.
+
+    The lines of a program that is longer than any that people read are one token each, without a colour.
+    """
+    if sum(map(len, lines)) > MOST_COLOURED:
+        return [[("", line)] for line in lines]
     found = [[]]
     for kind, text in PythonLexer(stripnl=False, ensurenl=False).get_tokens("\n".join(lines)):
         for i, part in enumerate(text.split("\n")):

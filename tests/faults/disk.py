@@ -10,7 +10,7 @@ from random import Random
 from resource import RLIM_INFINITY, RLIMIT_FSIZE, setrlimit
 
 from tests.faults import tiny
-from tests.faults.programs import Case, end, exercise, file_operations, run, start, wait_for, wrong_end
+from tests.faults.programs import Case, end, exercise, file_operations, import_all, run, start, wait_for, wrong_end
 from tests.helpers import train_py
 
 WRITTEN = {  # by exercise and folder, how the names of the files begin that it writes there; "" is --out
@@ -32,9 +32,7 @@ CLAIMS = ("is whole", "is kept", "stays", "is in ", "go on with")  # what may no
 
 def cases(full: bool, rng: Random, folder: Path) -> Iterator[Case]:
     """Yield a case for each file that found no room, and for each folder that cannot be written to."""
-    import jax  # noqa: F401, for the programs that are forked from here
-    import torch  # noqa: F401
-
+    import_all()
     flags, data = tiny.inputs(folder), Path(os.environ["RAMPUP_DATA"])
     for number in (15, 16, 17):
         yield tiny.unbroken(number, flags[number], folder / f"{number}")

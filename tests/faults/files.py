@@ -24,7 +24,7 @@ from common.curriculum import find_exercise
 from common.record import Run
 from tests import helpers
 from tests.faults import tiny
-from tests.faults.programs import MORE_MEMORY, Case, end, file_operations, start
+from tests.faults.programs import MORE_MEMORY, Case, end, file_operations, import_all, start
 
 import numpy as np
 
@@ -182,9 +182,7 @@ def damaged_json(rng: random.Random, content: bytes, other: bytes) -> tuple[str,
 
 def readers(folder: Path) -> list[Reader]:
     """Make the files, in a folder of data of their own, and return all readers."""
-    import jax  # noqa: F401
-    import torch  # noqa: F401
-
+    import_all()
     real, own = Path(os.environ["RAMPUP_DATA"]), folder / "data"
     flags = tiny.inputs(folder)
     shutil.copytree(real / "mnist", own / "mnist", ignore=shutil.ignore_patterns("*.lock"))

@@ -22,7 +22,8 @@ HEAD = "step,split,metric,value\n"
 
 def cases(full: bool, rng: Random, folder: Path) -> Iterator[Case]:
     """Yield a case for each folder and for each program."""
-    from common.cli import html  # noqa: F401, for the programs that are forked from here
+    import common.cli.commands
+    import common.cli.review  # noqa: F401, for the programs that are forked from here
 
     (folder / "secret.txt").write_text(SECRET)
     for fault, spoil in folders(folder / "secret.txt", full).items():

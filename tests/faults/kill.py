@@ -15,6 +15,7 @@ from tests.faults.programs import (
     exercise,
     family,
     file_operations,
+    import_all,
     kill,
     new_python,
     start,
@@ -30,9 +31,7 @@ MOMENTS = ("at a file operation", "at a file operation", "at a row", "at the end
 
 def cases(full: bool, rng: Random, folder: Path) -> Iterator[Case]:
     """Yield a case for each program that was killed."""
-    import jax  # noqa: F401, for the programs that are forked from here
-    import torch  # noqa: F401
-
+    import_all()
     flags, note = tiny.inputs(folder), folder / "operations"
     counts = {16: (36, 12), 17: (24, 6), 15: (24, 6)} if full else {16: (5, 1), 17: (1, 0), 15: (1, 0)}
     for number, (count, new) in counts.items():

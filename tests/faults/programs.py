@@ -44,6 +44,26 @@ class Process:
     output: int  # the end of a pipe where what it prints can be read
 
 
+def import_all() -> None:
+    """Import what takes long, for the programs that are forked from here: torch._dynamo is what AdamW imports.
+
+    One formula is drawn as well, since matplotlib makes the parser of formulas with the first.
+    """
+    import common.imagenet
+    import common.openwebtext
+    import common.plotting
+    import common.speed  # noqa: F401
+
+    import datasets  # noqa: F401
+    import jax  # noqa: F401
+    import matplotlib.pyplot  # noqa: F401
+    import optax  # noqa: F401
+    import torch._dynamo  # noqa: F401
+    from matplotlib.mathtext import MathTextParser
+
+    MathTextParser("agg").parse("$10^0$")
+
+
 def start(program: Callable[[], object]) -> Process:
     """Call program() in a process forked from this one, in a session of its own.
 

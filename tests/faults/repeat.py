@@ -10,7 +10,7 @@ from pathlib import Path
 from random import Random
 
 from tests.faults import tiny
-from tests.faults.programs import Case, end, exercise, kill, run, start, wait_for, wrong_end
+from tests.faults.programs import Case, end, exercise, import_all, kill, run, start, wait_for, wrong_end
 
 LOSSES, COUNT, TOLERANCE = Path(__file__).parent / "losses.json", 10, 1e-4
 SHORT = (1, 2, 3, 4, 5, 6, 7, 8, 11, 16)  # the quick ones
@@ -38,14 +38,6 @@ def cases(full: bool, rng: Random, folder: Path) -> Iterator[Case]:
             lost = [wrong_end(run(exercise(number, *flags, "--out", out), 300), (0,)) for out in outs]
             same = (outs[0] / "metrics.csv").read_bytes() == (outs[1] / "metrics.csv").read_bytes()
             yield Case("twice, to the end", what, lost[0] or lost[1] or ("" if same else "not the same rows"))
-
-
-def import_all() -> None:
-    """Import what takes long, for the programs that are forked from here."""
-    import datasets  # noqa: F401
-    import jax  # noqa: F401
-    import optax  # noqa: F401
-    import torch  # noqa: F401
 
 
 def samples(number: int) -> list[Path]:

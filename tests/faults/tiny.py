@@ -4,7 +4,7 @@ import json
 import os
 from pathlib import Path
 
-from common import data
+from common import data, openwebtext
 from tests.faults.programs import Case, exercise, run, wrong_end
 
 import numpy as np
@@ -17,6 +17,7 @@ STEPS, EVERY = 20, 5
 
 def inputs(folder: Path) -> dict[int, list[object]]:
     """Make a text, documents and photographs in a folder; return the flags of exercises 15, 16, 17 for a tiny run."""
+    openwebtext.encoding()  # which tiktoken reads once, for all programs that are forked from here
     text = data.shakespeare()
     (folder / "text.txt").write_text("ROMEO:\n" + text[:4_000])
     (folder / "docs.txt").write_text(text[:60_000])

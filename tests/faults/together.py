@@ -12,14 +12,12 @@ from signal import SIGCONT, SIGINT, SIGKILL, SIGSTOP, SIGTERM
 from common import imagenet, openwebtext
 from common.program import clean_exit
 from tests.faults import tiny
-from tests.faults.programs import Case, end, exercise, kill, run, start, wait_for, wrong_end
+from tests.faults.programs import Case, end, exercise, import_all, kill, run, start, wait_for, wrong_end
 
 
 def cases(full: bool, rng: Random, folder: Path) -> Iterator[Case]:
     """Yield a case for each pair."""
-    import datasets  # noqa: F401, for the programs that are forked from here
-    import torch  # noqa: F401
-
+    import_all()
     openwebtext.DOCUMENTS = openwebtext.NOTED = imagenet.SHARD = 4  # so that there is a beginning and an end
     flags, prepared = tiny.inputs(folder), Path(os.environ["RAMPUP_DATA"])
     works = {
