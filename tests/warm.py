@@ -54,6 +54,8 @@ def program(request):
         os.chdir(request["cwd"])
         os.environ.clear()
         os.environ.update(request["env"])
+        quick = os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS") == "1"  # which JAX reads when it is imported
+        sys.modules["jax"].config.update("jax_disable_most_optimizations", quick)
         command = request["command"]
         sys.path[:2] = [
             request["cwd"] if command[0] == "-m" else str(Path(command[0]).parent)
