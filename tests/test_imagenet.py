@@ -319,8 +319,9 @@ def test_commands_for_several_gpus(tmp_path):
     assert "epochs, devices: 8\n" in result.stdout
 
 
-def test_epochs(tmp_path):
+def test_epochs(tmp_path, monkeypatch):
     """Steps and evaluations follow from them, anew when a run goes on for more; with --steps they contradict it."""
+    monkeypatch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS")  # 14 steps of 1,000 images may take longer than compiling
     flags = [*AS_FLAGS, "--batch-size=1000", "--dummy-data", f"--out={tmp_path}"]  # 10,000 images
     assert run(15, *flags, "--epochs=0.2").returncode == 0
     assert list(read_metrics(tmp_path)["train", "loss"]) == [0, 1]
