@@ -15,8 +15,9 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-IMPORTED = "jax optax torch torch.utils.data matplotlib.pyplot tyro common.checkpoint common.data common.imagenet"
-IMPORTED += " common.openwebtext common.plotting common.program common.record common.speed common.text"
+# torch._dynamo, of a second, is what torch's optimisers import.
+IMPORTED = "jax optax torch torch._dynamo torch.utils.data matplotlib.pyplot tyro common.checkpoint common.data"
+IMPORTED += " common.imagenet common.openwebtext common.plotting common.program common.record common.speed common.text"
 
 
 @cache
