@@ -67,7 +67,7 @@ class Rotary(torch.nn.Sequential):
 
 def new_network(kind, vocab_size):
     """Return exercise 13's network at half its size, told of the order in one of four ways."""
-    model = ex13.Transformer(ex13.Config(block_size=2 * T, layers=2, heads=A, channels=64, dropout=0), vocab_size)
+    model = ex13.Transformer(ex13.Config(2 * T, layers=2, heads=A, channels=64, dropout=0, init_std=0.02), vocab_size)
     table = model.positions.weight
     if kind == "sinusoidal":
         table.data = waves(*table.shape) * 2**0.5 * table.data.std()  # as large as a table to be learnt

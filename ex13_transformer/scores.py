@@ -54,9 +54,9 @@ def slopes(weights):
 def spread_in_a_new_network(config):
     """Return the standard deviation of the scores, not divided, of exercise 13's first layer before any training.
 
-    Its weights are of 0.02, its inputs of 1 behind the norm: 0.02² C √d is to be expected, 0.29.
+    With GPT-2's weights of 0.02, and inputs of 1 behind the norm: 0.02² C √d is to be expected, 0.29.
     """
-    ex = ex13.Config()
+    ex = ex13.Config(init_std=0.02)
     block = ex13.Transformer(ex, 100).blocks[0]
     x = torch.randn(config.queries // ex.block_size + 1, ex.block_size, ex.channels)  # (B, T, C)
     q, k, _ = block.attention.qkv(block.norm1(x)).unflatten(-1, (3, ex.heads, -1)).permute(2, 0, 3, 1, 4)

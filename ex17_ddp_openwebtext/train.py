@@ -50,6 +50,7 @@ class Config:
     channels: int = 128  # width of the embeddings and of the blocks, C
     bias: bool = False  # biases in linear layers and layer norms
     dropout: float = 0.0  # dropout probability
+    init_std: float = 0.02  # standard deviation of the initial weights
     batch_size: int = 12  # batch size: sequences per step of all processes together, B
     micro_batch: int = 16  # most sequences per forward and backward pass of one process (micro-batch)
     steps: int = 2_000  # training steps
@@ -211,7 +212,7 @@ class Transformer(nn.Module):
         for name, param in self.named_parameters():  # as in GPT-2: the more corrections add up, the smaller each starts
             if param.ndim == 2:
                 last = name.endswith(("out.weight", "down.weight"))
-                nn.init.normal_(param, std=0.02 / (2 * config.layers) ** 0.5 if last else 0.02)
+                nn.init.normal_(param, std=config.init_std / (2 * config.layers) ** 0.5 if last else config.init_std)
             elif name.endswith("bias"):
                 nn.init.zeros_(param)
 

@@ -608,8 +608,8 @@ WORDS = {
         ),
         (
             "13-corrections-start-too-large",
-            "0.02 / (2 * config.layers) ** 0.5",
-            "0.02 / config.layers**0.5",
+            "config.init_std / (2 * config.layers) ** 0.5",
+            "config.init_std / config.layers**0.5",
             "shakespeare::initial_weights_of_the_transformer",
         ),
         (

@@ -42,6 +42,14 @@ def settings(temperature=1.0, top_k=0, top_p=1.0):
     return SimpleNamespace(temperature=temperature, top_k=top_k, top_p=top_p)
 
 
+@pytest.fixture
+def scenes(shakespeare, tmp_path):
+    """Return a file of the first twentieth of the text, whose test words are soon evaluated."""
+    path = tmp_path / "scenes.txt"
+    path.write_text(shakespeare[: len(shakespeare) // 20], encoding="utf-8")
+    return path
+
+
 def test_words_of_the_text(shakespeare):
     words = split_words(shakespeare)
     assert len(words) == 292_299
@@ -205,9 +213,11 @@ def test_learning_rate():
         config = ex.Config(learning_rate=0.5, warmup_steps=10, steps=100)
         rates = [ex.learning_rate(config, step) for step in range(100)]
         assert rates[0] == pytest.approx(0.05)  # not 0: the first step counts
-        assert rates[9] == max(rates) == pytest.approx(0.5, rel=0.03)
-        assert rates[50] == pytest.approx(0.25, rel=1e-6)
+        assert rates[9] == rates[10] == max(rates) == pytest.approx(0.5)  # the warm-up reaches the flag's rate
+        assert rates[55] == pytest.approx(0.25)  # half-way down
         assert 0 < rates[99] < 0.001
+        short = ex.Config(learning_rate=0.5, warmup_steps=10, steps=5)  # all of it warm-up
+        assert [ex.learning_rate(short, step) for step in range(5)] == pytest.approx([0.05, 0.1, 0.15, 0.2, 0.25])
 
 
 @pytest.mark.parametrize("number", [11, 12])
@@ -319,21 +329,40 @@ def test_sample(number):
 
 
 @SAMPLING
-def test_sampling_changes_no_training_number(number, shakespeare, tmp_path):
+def test_sampling_changes_no_training_number(number, scenes, tmp_path):
     ex = load(number)
-    options = {"steps": 20, "eval_every": 5, "block_size": 4, "channels": 16, "batch_size": 8, "device": "cpu"}
+    options = {
+        "text": scenes,
+        "prompt": "All:\n",
+        "steps": 20,
+        "eval_every": 5,
+        "block_size": 4,
+        "channels": 16,
+        "batch_size": 8,
+        "device": "cpu",
+        "dropout": 0.1,  # which draws, too
+    }
     for words in (1, 20):
         ex.main(ex.Config(max_new_tokens=words, out=tmp_path / str(words), **options))
     assert (tmp_path / "1" / "metrics.csv").read_bytes() == (tmp_path / "20" / "metrics.csv").read_bytes()
     text = (tmp_path / "20" / "samples.txt").read_text(encoding="utf-8")
     assert [int(step) for step in re.findall(r"^--- step (\d+), ", text, re.M)] == [0, 5, 10, 15, 20]
     assert "<unk>" not in text
-    assert text.count("ROMEO:\n") == 5
+    assert text.count("All:\n") == 5
 
 
-def test_11_equals_12(shakespeare, tmp_path):
+def test_11_equals_12(scenes, tmp_path):
     """The new mode of evaluation is all that is new."""
-    options = {"steps": 10, "eval_every": 5, "block_size": 4, "channels": 16, "batch_size": 8, "device": "cpu"}
+    options = {
+        "text": scenes,
+        "steps": 10,
+        "eval_every": 5,
+        "block_size": 4,
+        "channels": 16,
+        "batch_size": 8,
+        "device": "cpu",
+        "dropout": 0.1,  # which draws, too
+    }
     for number in (11, 12):
         ex = load(number)
         ex.main(ex.Config(out=tmp_path / str(number), **options))
@@ -523,10 +552,10 @@ def test_transformer_against_torch():
 def test_initial_weights_of_the_transformer():
     ex = load(13)
     torch.manual_seed(0)
-    model = ex.Transformer(ex.Config(channels=128, layers=2), 1000)
+    model = ex.Transformer(ex.Config(channels=128, layers=2, init_std=0.04), 1000)
     for name, param in model.named_parameters():
         if param.ndim == 2:
-            std = 0.01 if name.endswith(("out.weight", "down.weight")) else 0.02
+            std = 0.02 if name.endswith(("out.weight", "down.weight")) else 0.04
             assert param.std().item() == pytest.approx(std, rel=0.05), name
         else:
             assert (param == (0 if name.endswith("bias") else 1)).all(), name
@@ -568,9 +597,10 @@ def test_kneser_ney_baselines(shakespeare):
 
 
 @LANGUAGE
-def test_short_run_learns_and_repeats(number, shakespeare, tmp_path):
+def test_short_run_learns_and_repeats(number, scenes, tmp_path, capsys):
     ex = load(number)
     options = {
+        "text": scenes,
         "steps": 150,
         "eval_every": 50,
         "channels": 64,
@@ -584,7 +614,8 @@ def test_short_run_learns_and_repeats(number, shakespeare, tmp_path):
     series = read_metrics(tmp_path / "a")
     assert list(series["train", "loss"]) == list(range(150))
     assert list(series["test", "loss"]) == [0, 50, 100, 150]
-    assert series["test", "loss"][150] == metrics["test_loss"] < 6.5
+    unigram = float(re.search(r"unigram ([0-9.]+)", capsys.readouterr().out)[1])
+    assert series["test", "loss"][150] == metrics["test_loss"] < unigram - 0.05
     assert metrics["test_perplexity"] == pytest.approx(math.exp(metrics["test_loss"]))
 
 
