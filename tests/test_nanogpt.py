@@ -25,7 +25,7 @@ import pytest
 import torch
 import tyro
 import warm
-from helpers import check_causality, cut_off, load, load_beside, one_sentence, read_metrics, run, train_py
+from helpers import check_causality, cut_off, load, load_beside, one_sentence, read_metrics, run, run_anew, train_py
 
 CPU = torch.device("cpu")
 FOLDER = train_py(16).parent
@@ -758,7 +758,7 @@ def test_compiled_model_is_the_same(ex, capsys):
 
 def test_without_a_compiler(text, tmp_path):
     env = os.environ | {"CXX": "/nowhere/g++", "CC": "/nowhere/gcc", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
-    result = run(16, *FLAGS, "--text", text, "--steps", 2, "--compile", "--out", tmp_path / "out", env=env)
+    result = run_anew(16, *FLAGS, "--text", text, "--steps", 2, "--compile", "--out", tmp_path / "out", env=env)
     assert result.returncode == 0, result.stderr
     assert result.stderr.count("not compiled, so slower (") == 1
     assert result.stdout.splitlines()[-1].startswith("result: ")

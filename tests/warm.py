@@ -16,8 +16,7 @@ from functools import cache
 from pathlib import Path
 
 # torch._dynamo, of a second, is what torch's optimisers import.
-IMPORTED = "jax optax torch torch._dynamo torch.utils.data matplotlib.pyplot tyro common.checkpoint common.data"
-IMPORTED += " common.imagenet common.openwebtext common.plotting common.program common.record common.speed common.text"
+IMPORTED = "jax optax torch torch._dynamo torch.utils.data matplotlib.pyplot tyro"
 
 
 @cache
@@ -57,6 +56,8 @@ def program(request):
         os.environ.update(request["env"])
         quick = os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS") == "1"  # which JAX reads when it is imported
         sys.modules["jax"].config.update("jax_disable_most_optimizations", quick)
+        for name in [name for name in sys.modules if name.partition(".")[0] == "common"]:
+            del sys.modules[name]  # some of it reads the environment when it is imported
         command = request["command"]
         sys.path[:2] = [
             request["cwd"] if command[0] == "-m" else str(Path(command[0]).parent)
