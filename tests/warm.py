@@ -23,7 +23,7 @@ IMPORTED = "jax optax torch torch._dynamo torch.utils.data matplotlib.pyplot tyr
 def waiting() -> subprocess.Popen:
     """Return the Python that waits; it ends with its input, at the latest when the tests do."""
     process = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    atexit.register(process.stdin.close)
+    atexit.register(process.communicate)  # which closes its input, and waits for it
     return process
 
 
