@@ -328,22 +328,15 @@ def test_sample(number):
     assert len(set(greedy[10:].tolist())) > 1
 
 
+TINY = {"block_size": 4, "channels": 16, "batch_size": 8, "device": "cpu", "dropout": 0.1, "eval_every": 5}
+
+
 @SAMPLING
 def test_sampling_changes_no_training_number(number, scenes, tmp_path):
     ex = load(number)
-    options = {
-        "text": scenes,
-        "prompt": "All:\n",
-        "steps": 20,
-        "eval_every": 5,
-        "block_size": 4,
-        "channels": 16,
-        "batch_size": 8,
-        "device": "cpu",
-        "dropout": 0.1,  # which draws, too
-    }
     for words in (1, 20):
-        ex.main(ex.Config(max_new_tokens=words, out=tmp_path / str(words), **options))
+        more = {"text": scenes, "prompt": "All:\n", "max_new_tokens": words, "out": tmp_path / str(words)}
+        ex.main(ex.Config(steps=20, **TINY, **more))
     assert (tmp_path / "1" / "metrics.csv").read_bytes() == (tmp_path / "20" / "metrics.csv").read_bytes()
     text = (tmp_path / "20" / "samples.txt").read_text(encoding="utf-8")
     assert [int(step) for step in re.findall(r"^--- step (\d+), ", text, re.M)] == [0, 5, 10, 15, 20]
@@ -353,19 +346,9 @@ def test_sampling_changes_no_training_number(number, scenes, tmp_path):
 
 def test_11_equals_12(scenes, tmp_path):
     """The new mode of evaluation is all that is new."""
-    options = {
-        "text": scenes,
-        "steps": 10,
-        "eval_every": 5,
-        "block_size": 4,
-        "channels": 16,
-        "batch_size": 8,
-        "device": "cpu",
-        "dropout": 0.1,  # which draws, too
-    }
     for number in (11, 12):
         ex = load(number)
-        ex.main(ex.Config(out=tmp_path / str(number), **options))
+        ex.main(ex.Config(text=scenes, steps=10, out=tmp_path / str(number), **TINY))
     assert (tmp_path / "11" / "metrics.csv").read_bytes() == (tmp_path / "12" / "metrics.csv").read_bytes()
 
 

@@ -15,9 +15,6 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-# torch._dynamo, of a second, is what torch's optimisers import.
-IMPORTED = "jax optax torch torch._dynamo torch.utils.data matplotlib.pyplot tyro"
-
 
 @cache
 def waiting() -> subprocess.Popen:
@@ -59,9 +56,8 @@ def program(request):
         for name in [name for name in sys.modules if name.partition(".")[0] == "common"]:
             del sys.modules[name]  # some of it reads the environment when it is imported
         command = request["command"]
-        sys.path[:2] = [
-            request["cwd"] if command[0] == "-m" else str(Path(command[0]).parent)
-        ]  # not this file's folders
+        folder = request["cwd"] if command[0] == "-m" else str(Path(command[0]).parent)
+        sys.path[:2] = [folder]  # in place of this file's two
         try:
             python(*command)()
         finally:
@@ -73,10 +69,9 @@ def program(request):
 def serve() -> None:
     """Answer each request, a line of JSON, with the exit code of a program, or null where it took too long."""
     sys.path.insert(0, str(Path(__file__).parent.parent))
-    from tests.faults.programs import end, start
+    from tests.faults.programs import end, import_all, start
 
-    for name in IMPORTED.split():
-        __import__(name)
+    import_all()
     for line in sys.stdin:
         request = json.loads(line)
         print(json.dumps(end(start(program(request)), request["timeout"]).code), flush=True)
