@@ -53,8 +53,8 @@ def read(data: Path | None = None, whole: bool = False, val_share: float | None 
     if val_share is not None and not 0 < val_share < 1:
         raise DataError(f"--val-share must be above 0 and below 1, not {val_share}")
     if dry_run:
-        tokens = np.random.default_rng(0).integers(0, 256, 600_000, np.uint16)
-        return tokens[:-5_000], tokens[-5_000:], encoding(dry_run)
+        tokens = np.random.default_rng(0).integers(0, 256, 630_000, np.uint16)
+        return tokens[:-30_000], tokens[-30_000:], encoding(dry_run)
     given = data is not None and (data / "train.bin").exists() and (data / "val.bin").exists()
     folder = data if given else data_dir() / "openwebtext" / _name(data, whole, val_share)
     try:

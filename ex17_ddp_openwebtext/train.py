@@ -124,6 +124,7 @@ def make_data(config, train, val, device):
     The first comes after the training text's last; -1, which fills up the last block, is not to be scored.
     """
     size = config.block_size
+    val = val[: 20 * size if config.dry_run else None]  # so many blocks are enough for several processes
     train, val = (torch.from_numpy(tokens.astype(np.int64)).to(device) for tokens in (train[-1:], val))  # (1,), (L,)
     tokens = torch.cat([train[-1:], F.pad(val, (0, -len(val) % size), value=-1)])
     x_val, y_val = tokens[:-1].view(-1, size).clamp(min=0), tokens[1:].view(-1, size)
