@@ -19,6 +19,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 LARGEST = (2 - 2**-23) * 2.0**127  # of float32, 3.4e38
 LARGEST_INT = 2**53  # every library takes it
+WIDEST = 10**6  # channels or hidden units, of which no machine holds a square matrix; XLA ends the program at some more
 OUT_OF_MEMORY = ("out of memory", "allocate memory", "not enough memory", "size calculation overflowed", "is too big")
 NO_OUTPUT = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # why a print fails
 
@@ -145,8 +146,8 @@ def exit_code() -> int:
 def check_config(config, **ranges: float | tuple[float, float]) -> None:
     """Raise ValueError, which the command line shows as one sentence, unless every number in the config is in range.
 
-    A number must be above 0 and fit into float32, a whole one below 2**53; seed and profile may be 0. `ranges` gives,
-    by name, another minimum, or a minimum and a maximum. A path must not be empty.
+    A number must be above 0 and fit into float32, a whole one below 2**53, a width at most 10**6; seed and profile may
+    be 0. `ranges` gives, by name, another minimum, or a minimum and a maximum. A path must not be empty.
     """
     for name, value in vars(config).items():
         flag = "--" + name.replace("_", "-")
@@ -156,6 +157,7 @@ def check_config(config, **ranges: float | tuple[float, float]) -> None:
             continue
         least = {"seed": 0, "profile": 0, **ranges}.get(name)
         most = LARGEST_INT if isinstance(value, int) else LARGEST
+        most = WIDEST if name in ("channels", "hidden") else most
         if isinstance(least, tuple):
             least, most = least
         if least is None and not 0 < value <= most:

@@ -501,7 +501,8 @@ def test_gradients(tmp_path, monkeypatch, mnist):
         (10, ("--stages", 0), "--stages must be above 0"),
         (10, ("--blocks", 0), "--blocks must be above 0"),
         (9, ("--dry-run", "--device", "cuda"), "--device cuda: JAX finds no such device on this machine"),
-        (9, ("--dry-run", "--device", "cpu", "--channels", 10**7), "out of memory"),
+        (9, ("--dry-run", "--device", "cpu", "--channels", 10**6), "out of memory"),
+        (9, ("--channels", 10**9), "--channels must be above 0 and at most 1e+06, not 1000000000"),
         (10, ("--dry-run", "--device", "cpu", "--channels", 10**6), "out of memory"),
     ],
 )
