@@ -38,18 +38,20 @@ def _process_wide_defaults():
         sys.modules["jax"].config.update("jax_default_device", None)
 
 
-@pytest.fixture
-def quick_compiler(monkeypatch):
+@pytest.fixture(scope="module")
+def quick_compiler():
     """Let JAX compile in half the time, here and in the programs that are started, what then runs slower.
 
     For tiny runs whose promise is not about what XLA makes of them: test_dry_run and others run what users run.
     """
     import jax
 
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
     jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()  # else what this process has compiled so would give other tests other last digits
 
 
 @pytest.fixture(scope="session")

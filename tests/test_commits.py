@@ -21,6 +21,7 @@ SMALL = {
     "size": 32,
     "train_size": 32,
     "workers": 0,
+    "max_new_tokens": 4,
 }  # of a dry run, where a program has the flag
 with_commits = pytest.mark.parametrize("number", WITH_COMMITS)
 

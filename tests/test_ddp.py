@@ -256,8 +256,8 @@ def test_others_that_do_not_come(tmp_path):
     [
         (9, [], "--batch-size 8 must be at least the number of processes, 9"),
         (1, ["--vocab-size", 256], "--vocab-size 256 must be at least GPT-2's 257 tokens"),
-        (1_300, ["--batch-size", 1_300], "5000 validation tokens are too few for 1300 processes"),
-        (1, ["--block-size", 20_000], "5000 validation tokens are too few for 1 processes"),
+        (20, ["--batch-size", 20], "30000 validation tokens are too few for 20 processes"),
+        (1, ["--block-size", 40_000], "30000 validation tokens are too few for 1 processes"),
     ],
 )
 def test_processes_that_do_not_fit(world, flags, message, tmp_path):

@@ -25,7 +25,8 @@ from helpers import BUILT, cut_off, load, numbers, one_sentence, read_metrics, r
 def test_dry_run(number, tmp_path, monkeypatch):
     monkeypatch.setenv("RAMPUP_DATA", "/nowhere")
     device = ("--device", "cpu") if number >= 7 else ()  # a GPU need not give the same numbers twice
-    result = run_anew(number, "--dry-run", *device, "--out", tmp_path / "a", cwd=tmp_path)
+    start = run_anew if number in (1, 6, 8, 17) else run  # one of each library in a Python as a user's
+    result = start(number, "--dry-run", *device, "--out", tmp_path / "a", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
     lines = result.stdout.splitlines()

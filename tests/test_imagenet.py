@@ -302,7 +302,7 @@ except Exception as error:
 """
 
 
-def test_commands_for_several_gpus(tmp_path, monkeypatch):
+def test_commands_for_several_gpus(tmp_path):
     """The README's; the last is run, with as many simulated devices (test_dry_run has one, the next test 2 and 4)."""
     text = (ROOT / "ex15_imagenet" / "README.md").read_text(encoding="utf-8")
     commands = re.findall(r"^\| (\d) \| `python ex15_imagenet/train.py (.*)` \|$", text, re.MULTILINE)
@@ -311,19 +311,17 @@ def test_commands_for_several_gpus(tmp_path, monkeypatch):
     configs = [tyro.cli(ex.Config, args=flags.split()) for _, flags in commands]
     assert [(config.batch_size, config.epochs) for config in configs[1:]] == [(1024, 90), (2048, 90)]
     assert len({config.learning_rate / config.batch_size for config in configs[1:]}) == 1  # which goes with the batch
-    small = ["--dry-run", "--dummy-data", "--channels", 2, "--size", 32, "--train-size", 32, "--workers", 0]
-    small += ["--device", "cpu"]
-    monkeypatch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS")  # as in test_epochs: the batch is large
+    small = ["--dry-run", "--dummy-data", *AS_FLAGS[:1], "--size=16", "--train-size=16", "--workers=0", "--device=cpu"]
     options = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     result = run(15, *commands[-1][1].split(), *small, "--out", tmp_path, env=options)
     assert result.returncode == 0, result.stderr
     assert "epochs, devices: 8\n" in result.stdout
 
 
-def test_epochs(tmp_path, monkeypatch):
+def test_epochs(tmp_path):
     """Steps and evaluations follow from them, anew when a run goes on for more; with --steps they contradict it."""
-    monkeypatch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS")  # batches of 1,000 images may take longer than compiling
-    flags = [*AS_FLAGS, "--batch-size=1000", "--dummy-data", f"--out={tmp_path}"]  # 10,000 images
+    sizes = ["--size=16", "--train-size=16", "--batch-size=1000"]  # of 10,000 images
+    flags = [*AS_FLAGS, *sizes, "--dummy-data", f"--out={tmp_path}"]
     assert run(15, *flags, "--epochs=0.2").returncode == 0
     assert list(read_metrics(tmp_path)["train", "loss"]) == [0, 1]
     result = run(15, "--resume", "--epochs=1.2", f"--out={tmp_path}")

@@ -22,6 +22,7 @@ from common.cli.review import write_review
 from common.curriculum import EXERCISES, ROOT, find_exercise
 
 import pytest
+import warm
 import yaml
 from helpers import BUILT, load, numbers, one_sentence, train_py
 
@@ -42,8 +43,11 @@ EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
 
 def rampup(*arguments: object, root: Path = ROOT, cwd: Path | None = None) -> subprocess.CompletedProcess:
     """Run the command in a process of its own, on the checkout at `root`."""
-    command = [sys.executable, "-m", "common.cli", *map(str, arguments)]
+    command = ["-m", "common.cli", *map(str, arguments)]
     environment = os.environ | {"PYTHONPATH": str(root), "COLUMNS": "100"}
+    if root == ROOT:
+        return warm.run(*command, env=environment, cwd=cwd or ROOT, timeout=120)
+    command = [sys.executable, *command]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, cwd=cwd or root)
 
 
