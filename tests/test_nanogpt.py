@@ -802,7 +802,7 @@ def test_bad_input(flags, message, tmp_path):
 
 
 def test_out_of_memory(ex, text, tmp_path):
-    result = run(16, *FLAGS, "--text", text, "--channels", 10**9, "--out", tmp_path / "out")
+    result = run(16, *FLAGS, "--text", text, "--channels", 10**6, "--out", tmp_path / "out")
     one_sentence(result, "error: out of memory (", "--batch-size first")
 
 
