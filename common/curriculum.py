@@ -60,7 +60,7 @@ EXERCISES = (
     ),
     Exercise(8, "ex08_mnist_adam", 7, "Use the optax library & the Adam optimizer.", budget=120),
     Exercise(9, "ex09_mnist_cnn", 8, "Change architecture to be a convnet.", budget=60),
-    Exercise(10, "ex10_mnist_resnet", 9, "Change architecture to be a resnet.", budget=170),
+    Exercise(10, "ex10_mnist_resnet", 9, "Change architecture to be a resnet.", budget=185),
     Exercise(
         11,
         "ex11_shakespeare_ffn",

@@ -120,7 +120,7 @@ def main(config: Config) -> dict[str, float]:
     steps, depths = (3, BLOCKS[:1]) if config.dry_run else (config.steps, BLOCKS)
     rng = np.random.default_rng(config.seed)
     index = rng.integers(len(x), size=(steps, config.batch_size))  # (steps, B)
-    optimizer = ex10.make_optimizer(ex10.Config(steps=steps, learning_rate=0.01))
+    optimizer = ex10.make_optimizer(ex10.Config(steps=steps, learning_rate=0.01, weight_decay=0.0))
     losses, norms, surfaces = {kind: [] for kind in KINDS}, {}, {}
     for kind, (shortcuts, normed) in KINDS.items():
         for blocks in depths:

@@ -6,6 +6,7 @@ Changes from ex09:
 - Batch norm behind every convolution. Its running statistics, batch_stats, are no parameters: no gradient moves them.
 - Every block starts as its shortcut alone: the scale of its last batch norm is 0 at first (Goyal et al. 2017).
 - Global average pooling: the mean of each feature map goes to the logits, with no dense layer between.
+- AdamW in place of Adam: weights, but no scales and biases, also decay towards 0 (Loshchilov and Hutter 2017).
 - train(config, seed, ...) is a function of its own: exercise 14 will call it for many seeds.
 
     python ex10_mnist_resnet/train.py
@@ -36,11 +37,12 @@ class Config:
     blocks: int = 1  # residual blocks per stage
     channels: int = 32  # output channels of the first convolution, C
     shortcuts: bool = True  # add the input of each block to its output
-    dropout: float = 0.3  # dropout probability of the convolutions' features
+    dropout: float = 0.1  # dropout probability of the convolutions' features
     batch_size: int = 128  # batch size: images per step, B
     steps: int = 5_616  # training steps (468 are an epoch: 12 epochs)
-    optimizer: Literal["adam", "momentum", "sgd"] = "adam"  # which optimizer to use
-    learning_rate: float = 0.004  # learning rate at the first step; it decays to 0 along a half cosine
+    optimizer: Literal["adamw", "momentum", "sgd"] = "adamw"  # which optimizer to use
+    learning_rate: float = 0.008  # learning rate at the first step; it decays to 0 along a half cosine
+    weight_decay: float = 0.1  # weight decay of AdamW, on weights alone
     eval_every: int = 468  # steps between two evaluations on the test set
     seed: int = 0  # random seed
     device: Literal["auto", "cpu", "cuda"] = "auto"  # device to compute on; auto is a GPU where there is one
@@ -48,7 +50,7 @@ class Config:
     dry_run: bool = False  # only three steps, to check that everything works
 
     def __post_init__(self):
-        check_config(self, dropout=(0, 0.99))
+        check_config(self, dropout=(0, 0.99), weight_decay=0)
 
 
 def make_data(config):
@@ -169,9 +171,14 @@ def loss_fn(logits, y):
 
 
 def make_optimizer(config):
-    """Return the optax optimizer of a --optimizer flag, with its schedule."""
+    """Return the optax optimizer of a --optimizer flag, with its schedule; weight decay on the weights w only."""
     schedule = optax.cosine_decay_schedule(config.learning_rate, config.steps)
-    optimizers = {"adam": optax.adam, "momentum": partial(optax.sgd, momentum=0.9), "sgd": optax.sgd}
+
+    def weights(params):
+        return jax.tree.map_with_path(lambda path, _: path[-1].key == "w", params)
+
+    adamw = partial(optax.adamw, weight_decay=config.weight_decay, mask=weights)
+    optimizers = {"adamw": adamw, "momentum": partial(optax.sgd, momentum=0.9), "sgd": optax.sgd}
     return optimizers[config.optimizer](schedule)
 
 

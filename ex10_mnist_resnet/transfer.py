@@ -51,7 +51,7 @@ def make_people(config):
 @cache  # one optimizer, and one compiled step, for all that take as many steps
 def make_optimizer(steps, learning_rate):
     """Return exercise 10's optimizer for so many steps."""
-    return ex10.make_optimizer(ex10.Config(steps=steps, learning_rate=learning_rate))
+    return ex10.make_optimizer(ex10.Config(steps=steps, learning_rate=learning_rate, weight_decay=0.0))
 
 
 def new(config, seed):

@@ -263,6 +263,12 @@ MNIST = {
             "mnist_convnets::resnet_equals_torch[True-True]",
         ),
         (
+            "10-weight-decay-of-all",
+            "weight_decay=config.weight_decay, mask=weights",
+            "weight_decay=config.weight_decay",
+            "mnist_convnets::weight_decay_is_of_weights_alone[10]",
+        ),
+        (
             "10-running-mean-moves-too-far",
             '0.9 * stats["mean"] + 0.1 * mean',
             '0.1 * stats["mean"] + 0.9 * mean',

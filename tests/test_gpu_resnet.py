@@ -186,7 +186,7 @@ def test_nan_in_the_middle_of_a_call_names_its_first_step(scripted, bad, calls, 
     ex = scripted
     ex.losses = {bad: math.nan, bad + 1: math.nan}
     flags = {"batch_size": 20, "steps": 48, "steps_per_call": 12, "out": tmp_path, "device": "cpu"}
-    with pytest.raises(UserError, match=f"^train loss is nan at step {bad} with learning rate 0.004: lower"):
+    with pytest.raises(UserError, match=f"^train loss is nan at step {bad} with learning rate 0.008: lower"):
         ex.main(ex.Config(**flags))
     assert len(ex.calls) == calls
     series = read_metrics(tmp_path)

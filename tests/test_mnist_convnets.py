@@ -354,6 +354,17 @@ def test_other_features_are_dropped_at_every_step(number, tmp_path, monkeypatch)
     assert len(set(keys)) == 6
 
 
+@pytest.mark.parametrize("number", [10, 14])
+def test_weight_decay_is_of_weights_alone(number):
+    """Without a gradient, AdamW's step is its weight decay: the first learning rate times 0.2 times each weight."""
+    ex = load(number)
+    params = shaken(ex.init_params(jax.random.key(0), ex.Config(channels=4)))
+    optimizer = ex.make_optimizer(ex.Config(learning_rate=0.5, weight_decay=0.2))
+    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+    for (path, update), param in zip(jax.tree.leaves_with_path(updates), jax.tree.leaves(params)):
+        np.testing.assert_allclose(update, -0.1 * param if path[-1].key == "w" else 0 * param, rtol=1e-5)
+
+
 @pytest.mark.parametrize("number", [10, 14, 15])
 def test_running_statistics_are_not_trained(number):
     """They move as forward says; gradients and the optimizer's state are of the parameters alone."""

@@ -1100,7 +1100,7 @@ def test_10_depth(mnist):
     x, y, _, _ = q.ex10.make_data(q.Config())
     index = rng.integers(len(x), size=(150, 16))
     x, y = x[index].reshape(150, 16, 14, 2, 14, 2).mean((3, 5)), y[index]
-    optimizer = q.ex10.make_optimizer(q.ex10.Config(steps=150, learning_rate=0.01))
+    optimizer = q.ex10.make_optimizer(q.ex10.Config(steps=150, learning_rate=0.01, weight_decay=0.0))
     _, losses, norms = q.fit(q.new(0, 16, False), x, y, False, optimizer)
     assert losses[-50:].mean() > 2.29  # it does not learn
     assert norms[0] < 0.5 * norms[-1]

@@ -7,7 +7,7 @@
 One process per run, and nothing else at the same time. Each run is shown when it ends, then the mean ± standard
 deviation of all. `seconds` is the whole process, imports and pictures included; a question has CPU seconds. Seeds that
 settings were chosen with should not be among those that are reported: `--first-seed`. `--pictures` puts those of the
-first seed into the exercise's folder, where its README shows them.
+first seed into the exercise's folder, where its README shows them, and its curves where `rampup review` finds them.
 """
 
 import json
@@ -19,6 +19,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.cli import chart
+from common.cli.folder import read_metrics
 from common.cli.questions import questions
 from common.record import in_words
 
@@ -37,7 +39,7 @@ class Config:
     first_seed: int = 0  # seed of the first; the others have the next ones
     questions: tuple[str, ...] = ()  # run these questions of the exercises instead: "by_hand", or "all"
     flags: str = ""  # more flags for every run, as "flag=value flag=value"
-    pictures: bool = False  # copy the pictures of the first seed into the folders
+    pictures: bool = False  # keep the pictures of the first seed, and its curves
 
     @property
     def said(self) -> str:
@@ -70,6 +72,8 @@ def main(config: Config) -> None:
                 if config.pictures and seed == config.first_seed:
                     for picture in out.glob("*.png"):
                         shutil.copy(picture, train_py(number).parent)
+                    curves = chart.as_csv(chart.thinned(read_metrics(out / "metrics.csv")))
+                    (chart.CURVES / f"{number:02}.csv").write_text(curves, encoding="utf-8")
         versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
         print(f"\n{' '.join([result['exercise'], *flags])}, {config.said}; {result['device']}; {versions}")
         for name in runs[0]:
