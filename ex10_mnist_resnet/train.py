@@ -6,12 +6,12 @@ Changes from ex09:
 - Batch norm behind every convolution. Its running statistics, batch_stats, are no parameters: no gradient moves them.
 - Every block starts as its shortcut alone: the scale of its last batch norm is 0 at first (Goyal et al. 2017).
 - Global average pooling: the mean of each feature map goes to the logits, with no dense layer between.
-- AdamW in place of Adam: weights, but no scales and biases, also decay towards 0 (Loshchilov and Hutter 2017).
-- train(config, seed, ...) is a function of its own: exercise 14 will call it for many seeds.
+- Weights, but no scales and biases, also decay (AdamW). train(config, seed, ...) is a function of its own: exercise 14
+  will call it for many seeds.
 
     python ex10_mnist_resnet/train.py
 
-99.4 % of the test digits right, in under four minutes on two CPU cores.
+99.5 % of the test digits right, in under four minutes on two CPU cores.
 """
 
 from dataclasses import dataclass

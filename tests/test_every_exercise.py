@@ -131,7 +131,8 @@ def test_unwritable_output_folder(number, tmp_path):
 
 # `Run` checks every loss of every exercise; 14, 15 and 17 have code of their own between it and their losses.
 @pytest.mark.parametrize("number", [1, 4, 7, 8, 14, 15, 17])
-def test_loss_that_is_not_finite_stops_the_run(number, tmp_path, request):
+def test_loss_that_is_not_finite_stops_the_run(number, tmp_path, request, monkeypatch):
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # of the programs
     flags = ("--device", "cpu") if number >= 7 else ()
     if number in (7, 8, 14):
         request.getfixturevalue("mnist")
@@ -280,8 +281,9 @@ LONG = {  # flags that make a run go on for long, with evaluations and checkpoin
 
 
 @pytest.mark.parametrize("number", LONG)
-def test_sigterm(number, tmp_path, request):
+def test_sigterm(number, tmp_path, request, monkeypatch):
     """15 to 17 save after the step at hand; all keep every row, say so, and end with 143."""
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # of the programs
     device = ("--device", "cpu", "--steps", 10**6) if number > 6 else ("--steps", 10**6)
     if number == 17:
         device += ("--data", request.getfixturevalue("openwebtext"))
