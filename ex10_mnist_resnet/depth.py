@@ -61,7 +61,7 @@ def fit(params, x, y, normed, optimizer):
 
     def step(state, batch):
         loss, grads = jax.value_and_grad(loss_of)(state[0], *batch, normed)
-        updates, opt_state = optimizer.update(grads, state[1])
+        updates, opt_state = optimizer.update(grads, state[1], state[0])
         norms = jnp.linalg.norm(grads["blocks"]["conv2"]["bias"], axis=1)  # (blocks,), at each block's end
         return (jax.tree.map(jnp.add, state[0], updates), opt_state), (loss, norms)
 

@@ -25,13 +25,9 @@ FOLDER = Path(tempfile.mkdtemp(prefix="faults-"))  # of all that the campaign wr
 if tests := os.environ.get("JAX_COMPILATION_CACHE_DIR"):  # what they have compiled, a copy, for programs will be killed
     with FileLock(f"{tests}/.lockfile"):
         shutil.copytree(tests, FOLDER / "compiled")
-# What one process has compiled, the next need not; with a largest size JAX would write where it only reads.
-OF_JAX = {"compilation_cache_dir": FOLDER / "compiled", "compilation_cache_max_size": -1}
-OF_JAX |= {"persistent_cache_min_compile_time_secs": 0.05}
-for name, value in OF_JAX.items():
-    os.environ[f"JAX_{name.upper()}"] = str(value)
-    if "jax" in sys.modules:  # it reads the environment when it is imported
-        sys.modules["jax"].config.update(f"jax_{name}", value if isinstance(value, float | int) else str(value))
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(FOLDER / "compiled")  # what one process has compiled, the next need not
+os.environ.pop("JAX_COMPILATION_CACHE_MAX_SIZE", None)  # with which JAX writes where it only reads
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
 
 Part = Literal["kill", "disk", "network", "files", "hostile", "together", "repeat"]
 
