@@ -1176,8 +1176,8 @@ CLI = {
         ),
         (
             "course-margin-of-one-deviation",
-            "deviations * float(deviation or 0)",
-            "float(deviation or 0)",
+            "deviations * spread",
+            "spread",
             "rampup::expected_figures_are_read_right",
         ),
         (
