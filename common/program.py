@@ -19,7 +19,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 LARGEST = (2 - 2**-23) * 2.0**127  # of float32, 3.4e38
 LARGEST_INT = 2**53  # every library takes it
-WIDEST = 10**6  # channels or hidden units, of which no machine holds a square matrix; at a thousand times as many XLA aborts
+WIDEST = 10**6  # channels or hidden units: no machine holds so large a square matrix, and XLA aborts at 10**9
 OUT_OF_MEMORY = ("out of memory", "allocate memory", "not enough memory", "size calculation overflowed", "is too big")
 NO_OUTPUT = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # why a print fails
 
