@@ -83,10 +83,11 @@ def plot_loss(out: Path, unit: str, log: str = "") -> None:
             ax.set_yscale("log" if "y" in log else "linear")
         elif name == "grad_norm":
             ax.set(ylabel="norm of the gradient, before clipping", yscale="log")
-            right = ax.twinx()
-            right.plot(*series["train", "lr"], color=EVALUATION, linewidth=1.2)
-            right.set_ylabel("learning rate", color=EVALUATION)
-            right.set_ylim(bottom=0)
+            if ("train", "lr") in series:  # a learner's own program may record the one without the other
+                right = ax.twinx()
+                right.plot(*series["train", "lr"], color=EVALUATION, linewidth=1.2)
+                right.set_ylabel("learning rate", color=EVALUATION)
+                right.set_ylim(bottom=0)
         else:
             ax.set_ylabel("error (% of samples)")
             if all(values.max() < 1 for (_, metric), (_, values) in series.items() if metric == name):

@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from typing import Annotated, Literal
 
@@ -19,7 +19,8 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 LARGEST = (2 - 2**-23) * 2.0**127  # of float32, 3.4e38
 LARGEST_INT = 2**53  # every library takes it
-WIDEST = 10**6  # channels or hidden units: no machine holds so large a square matrix, and XLA aborts at 10**9
+# No machine holds so wide a square matrix, and XLA aborts at 10**9; no deeper network was ever trained.
+LARGEST_NETWORK = {"channels": 10**6, "hidden": 10**6, "layers": 10**4, "blocks": 10**4}
 OUT_OF_MEMORY = ("out of memory", "allocate memory", "not enough memory", "size calculation overflowed", "is too big")
 NO_OUTPUT = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # why a print fails
 
@@ -69,7 +70,8 @@ def _comes_again(number: int, frame) -> bool:
     """Return whether the garbage collector, which ignores exceptions, has called JAX; then the signal comes again."""
     ignored = frame is not None and frame.f_code.co_name == "_xla_gc_callback"
     if ignored:
-        threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
+        send = signal.raise_signal if os.name == "nt" else partial(os.kill, os.getpid())  # which there ends the program
+        threading.Timer(0.05, send, (number,)).start()
     return ignored
 
 
@@ -157,7 +159,7 @@ def check_config(config, **ranges: float | tuple[float, float]) -> None:
             continue
         least = {"seed": 0, "profile": 0, **ranges}.get(name)
         most = LARGEST_INT if isinstance(value, int) else LARGEST
-        most = WIDEST if name in ("channels", "hidden") else most
+        most = LARGEST_NETWORK.get(name, most)
         if isinstance(least, tuple):
             least, most = least
         if least is None and not 0 < value <= most:

@@ -6,6 +6,7 @@ import shutil
 import signal
 import sys
 import tempfile
+from pathlib import Path
 
 # Before torch is imported: the tests share the cores, and one thread gives the same numbers every time.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -52,6 +53,16 @@ def quick_compiler():
         yield
     jax.config.update("jax_disable_most_optimizations", False)
     jax.clear_caches()  # else what this process has compiled so would give other tests other last digits
+
+
+@pytest.fixture
+def without_pictures(request, monkeypatch):
+    """Leave pictures empty in tests of what a run computes, unless they have the mark `draws`: each takes 0.3 seconds.
+
+    test_dry_run and others draw those of every program.
+    """
+    if not request.node.get_closest_marker("draws"):
+        monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path: Path(path).touch())
 
 
 @pytest.fixture(scope="session")

@@ -41,7 +41,7 @@ def test_commits_lead_from_the_parent_to_the_exercise(number):
 
 
 @with_commits
-def test_every_step_runs(number, quick_compiler, tmp_path, monkeypatch, capsys):
+def test_every_step_runs(number, quick_compiler, without_pictures, tmp_path, monkeypatch, capsys):
     *steps, _ = commits.split(find_exercise(number), tmp_path)  # the last is the exercise's own program
     for path in steps:  # all in this process, which has its libraries loaded
         source = (path / "train.py").read_text(encoding="utf-8")

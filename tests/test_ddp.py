@@ -23,6 +23,8 @@ import torch
 import torch.nn.functional as F
 from helpers import cut_off, load, load_beside, one_sentence, read_metrics, run, train_py
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 SMALL = {"block_size": 16, "channels": 16, "layers": 2, "heads": 2, "batch_size": 8, "max_new_tokens": 3}
 SMALL |= {
     "device": "cpu",

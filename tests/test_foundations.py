@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from helpers import load, read_metrics, run
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 
 def central_difference(loss, param, h=1e-6):
     """Return the numerical gradient of loss() with respect to every entry of an array that it reads."""

@@ -17,6 +17,8 @@ import scipy.ndimage
 import tyro
 from helpers import load, one_sentence, read_metrics, run
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 STILL = {"rotate": 0.0, "scale": 0.0, "shear": 0.0, "shift": 0.0, "dropout": 0.0}  # no noise at all
 
 

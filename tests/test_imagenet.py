@@ -26,7 +26,7 @@ from helpers import load, one_sentence, read_metrics, run
 from PIL import Image
 from transformers import ResNetConfig, ResNetForImageClassification
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
+pytestmark = pytest.mark.usefixtures("quick_compiler", "without_pictures")
 
 TINY = {"channels": 2, "size": 32, "train_size": 32, "workers": 0, "batch_size": 8, "device": "cpu"}
 AS_FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]

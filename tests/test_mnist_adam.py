@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from helpers import load, read_metrics
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 
 def twins(hidden=32, layers=3):
     """Return exercises 7 and 8, a torch model, and JAX parameters that are the same numbers."""

@@ -18,6 +18,8 @@ from helpers import load, one_sentence, read_metrics, run
 sys.path.insert(0, str(ROOT / "tests" / "bench"))
 import resnet_parts
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 DROPOUT_KEY = jax.random.key(7)
 
 
@@ -452,6 +454,7 @@ def test_seed_is_that_of_weights_and_of_batches(number, tmp_path, monkeypatch):
     assert losses[0] != losses[1]  # and so does the order
 
 
+@pytest.mark.draws
 def test_pictures(tmp_path, monkeypatch):
     ex = load(9)
     draw, seen = ex.plot_features, []
@@ -514,6 +517,7 @@ def test_gradients(tmp_path, monkeypatch, mnist):
         (9, ("--dry-run", "--device", "cuda"), "--device cuda: JAX finds no such device on this machine"),
         (9, ("--dry-run", "--device", "cpu", "--channels", 10**6), "out of memory"),
         (9, ("--channels", 10**9), "--channels must be above 0 and at most 1e+06, not 1000000000"),
+        (9, ("--layers", 10**9), "--layers must be above 0 and at most 1e+04, not 1000000000"),
         (10, ("--dry-run", "--device", "cpu", "--channels", 10**6), "out of memory"),
     ],
 )

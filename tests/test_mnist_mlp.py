@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from helpers import load, read_metrics
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 
 def test_data_are_what_the_lesson_says(mnist):
     ex = load(7)

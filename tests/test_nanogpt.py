@@ -27,6 +27,8 @@ import tyro
 import warm
 from helpers import check_causality, cut_off, load, load_beside, one_sentence, read_metrics, run, run_anew, train_py
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 CPU = torch.device("cpu")
 FOLDER = train_py(16).parent
 SMALL = {"block_size": 16, "channels": 16, "layers": 2, "heads": 2, "batch_size": 4, "max_new_tokens": 5}

@@ -433,6 +433,11 @@ def test_learning_rate_and_gradient_norm_have_a_panel(tmp_path, monkeypatch):
     assert axes["norm of the gradient, before clipping"].lines[0].get_ydata().tolist() == [2.0 + i for i in range(30)]
     assert axes["learning rate"].lines[0].get_ydata().tolist() == [0.1 * step for step in range(30)]
 
+    metrics = tmp_path / "metrics.csv"
+    metrics.write_text("".join(line for line in metrics.read_text().splitlines(True) if ",lr," not in line))
+    plotting.plot_loss(tmp_path, "nats")
+    assert [ax.get_ylabel() for ax in figures[1].axes] == list(axes)[:3]
+
 
 def test_tensorboard(tmp_path):
     """Every value of metrics.csv, under its metric and split; written twice, it has each once."""

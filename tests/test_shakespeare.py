@@ -21,6 +21,8 @@ from matplotlib import font_manager
 sys.path.insert(0, str(Path(__file__).parent / "bench"))
 import kneser_ney
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 LANGUAGE = pytest.mark.parametrize("number", [11, 12, 13])
 SAMPLING = pytest.mark.parametrize("number", [12, 13])
 CPU = torch.device("cpu")
@@ -439,6 +441,7 @@ def test_any_text_runs_without_a_prompt(number, name, tmp_path, capsys):
 # Exercise 13
 
 
+@pytest.mark.draws
 def test_attention_in_any_script(tmp_path, monkeypatch):
     """No warning of a glyph that is missing (matplotlib #14269): another font has it, or the picture says so."""
     words = ["天", "λόγος", "cafe\u0301", "\n", "$", "❤\ufe0f", "हिन्दी", "x" * 5000]

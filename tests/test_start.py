@@ -16,6 +16,8 @@ import torch
 from helpers import numbers, train_py
 from test_rampup import rampup
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 
 @pytest.fixture(autouse=True)
 def dtype():
