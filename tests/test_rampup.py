@@ -767,8 +767,8 @@ if __name__ == "__main__":
 @pytest.mark.parametrize(
     ("accuracy", "said"),
     [
-        (0.601, "ok    validation accuracy 60.1 %, expected 59.7 ± 2.3 %"),
-        (0.2, "short validation accuracy 20.0 %, expected 59.7 ± 2.3 %: too low by 39.7 points"),
+        (0.664, "ok    validation accuracy 66.4 %, expected 66.4 ± 0.9 %"),
+        (0.2, "short validation accuracy 20.0 %, expected 66.4 ± 0.9 %: too low by 46.4 points"),
     ],
 )
 def test_check_runs_what_was_measured(tmp_path, monkeypatch, accuracy, said):
@@ -950,7 +950,7 @@ def measured_flags(number: int) -> dict:
         config = ex.defaults(device="cpu")  # with the values of its preset
     flags = {name: str(value) if isinstance(value, Path) else value for name, value in vars(config).items()}
     if number == 15:
-        flags |= {"data": "data/imagenet_sample", "steps": 800, "epochs": 800 / 7}
+        flags |= {"data": "data/imagenet_sample", "steps": 800, "epochs": 800 / 7, "weight_decay": 0.03, "area": 0.2}
     return flags | ({"data": "openwebtext_sample"} if number == 17 else {})
 
 
@@ -978,8 +978,8 @@ def test_a_run_with_other_flags_is_not_compared(number):
 
 def test_a_run_of_other_data_or_of_another_size_is_not_compared():
     found = {n: compared(n, "", measured_flags(n) | {"data": "mine", "preset": "best"}) for n in (15, 16, 17)}
-    of = "--data imagenet_sample --steps 800 --eval-every 100: this run has --data mine"
-    assert found[15] == f"note not compared with the expected 59.7 ± 2.3 %, which is of {of}"
+    of = "--data imagenet_sample --steps 800 --eval-every 100 --weight-decay 0.03 --area 0.2: this run has --data mine"
+    assert found[15] == f"note not compared with the expected 66.4 ± 0.9 %, which is of {of}"
     assert found[16].endswith(" which is of --preset nanogpt-cpu: this run has --preset best")
     of = "--data openwebtext_sample --preset laptop: this run has --data mine, --preset best"
     assert found[17].endswith(f" which is of {of}")
