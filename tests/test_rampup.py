@@ -184,7 +184,7 @@ def test_expected_figures_are_read_right():
     assert accuracy.margin == pytest.approx(2.4 * 0.0007)  # of ten seeds
     assert course.expected(find_exercise(10))[0].margin == pytest.approx(3.1 * 0.0004)  # of five
     assert course.expected(find_exercise(14))[0].margin == pytest.approx(3.1 * 0.0003)  # which agree by chance
-    assert course.expected(find_exercise(15))[0].margin == pytest.approx(5 * 0.023)  # of three
+    assert course.expected(find_exercise(17))[0].margin == pytest.approx(5 * 0.009)  # of three
     assert accuracy.shown(0.98504) == "98.50 %"
     assert accuracy.excess(0.98) == pytest.approx(-0.005)
     (loss,) = course.expected(find_exercise(12))
